@@ -1,0 +1,38 @@
+/* Port I/O and MMIO routing. One table of regions per space, fixed before vCPUs run; look-ups need no lock,
+ * each device locks itself (or takes the machine's device lock in its callback).
+ * Unclaimed reads give all ones, unclaimed writes are dropped, as on a PC. */
+#ifndef NACELLE_VMM_BUS_H
+#define NACELLE_VMM_BUS_H
+
+#include <stdint.h>
+
+#include "common/error.h"
+
+struct bus_handler {
+    /* `off` is relative to the region; size is 1, 2, 4 (8 for MMIO). Never fails: bad accesses read as ones or zeros as the device's manual says. */
+    uint64_t (*read)(void *dev, uint64_t off, unsigned size);
+    void (*write)(void *dev, uint64_t off, unsigned size, uint64_t value);
+};
+
+enum bus_space { BUS_PIO, BUS_MMIO };
+#define BUS_MAX_REGIONS 128
+
+struct bus_region {
+    uint64_t base, size;
+    const struct bus_handler *handler;
+    void *dev;
+    const char *name;
+};
+
+struct bus {
+    struct bus_region region[2][BUS_MAX_REGIONS]; /* sorted by base */
+    unsigned regions[2];
+};
+
+/* Refuses overlaps and overflow with a message. */
+int bus_add(struct bus *b, enum bus_space space, uint64_t base, uint64_t size, const struct bus_handler *h, void *dev,
+            const char *name, struct nerr *e);
+uint64_t bus_read(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size);
+void bus_write(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size, uint64_t value);
+
+#endif

@@ -1,0 +1,347 @@
+/* Private header of the software CPU engine (same-ISA binary translator); see docs/design/0002-soft-engine.md.
+ *
+ * Rules for all of engine/soft/ but the files listed as "FPU-free exempt" in the Makefile:
+ *  - The guest's x87/SSE/AVX registers stay in the host's while C code runs. So these files are compiled with
+ *    -mgeneral-regs-only and call nothing outside this folder (no libc, not even memcpy/memset: use soft_copy/
+ *    soft_zero below) unless soft_fpu_park() was called before. `make lint` checks it with nm.
+ *  - Each vCPU is run by one host thread, and its struct soft_cpu is touched by others only through the atomics.
+ */
+#ifndef NACELLE_SOFT_H
+#define NACELLE_SOFT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vmm/engine/engine.h"
+#include "vmm/engine/soft/insn.h"
+
+/* ---- RFLAGS, CR, EFER bits (SDM vol. 1 3.4.3, vol. 3 2.5) ---- */
+#define FL_CF (1u << 0)
+#define FL_1 (1u << 1)
+#define FL_PF (1u << 2)
+#define FL_AF (1u << 4)
+#define FL_ZF (1u << 6)
+#define FL_SF (1u << 7)
+#define FL_TF (1u << 8)
+#define FL_IF (1u << 9)
+#define FL_DF (1u << 10)
+#define FL_OF (1u << 11)
+#define FL_IOPL (3u << 12)
+#define FL_NT (1u << 14)
+#define FL_RF (1u << 16)
+#define FL_VM (1u << 17)
+#define FL_AC (1u << 18)
+#define FL_VIF (1u << 19)
+#define FL_VIP (1u << 20)
+#define FL_ID (1u << 21)
+#define FL_ARITH (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF)
+#define CR0_PE (1u << 0)
+#define CR0_MP (1u << 1)
+#define CR0_EM (1u << 2)
+#define CR0_TS (1u << 3)
+#define CR0_ET (1u << 4)
+#define CR0_NE (1u << 5)
+#define CR0_WP (1u << 16)
+#define CR0_AM (1u << 18)
+#define CR0_NW (1u << 29)
+#define CR0_CD (1u << 30)
+#define CR0_PG (1u << 31)
+#define CR4_VME (1u << 0)
+#define CR4_PVI (1u << 1)
+#define CR4_TSD (1u << 2)
+#define CR4_DE (1u << 3)
+#define CR4_PSE (1u << 4)
+#define CR4_PAE (1u << 5)
+#define CR4_MCE (1u << 6)
+#define CR4_PGE (1u << 7)
+#define CR4_PCE (1u << 8)
+#define CR4_OSFXSR (1u << 9)
+#define CR4_OSXMMEXCPT (1u << 10)
+#define CR4_UMIP (1u << 11)
+#define CR4_FSGSBASE (1u << 16)
+#define CR4_PCIDE (1u << 17)
+#define CR4_OSXSAVE (1u << 18)
+#define CR4_SMEP (1u << 20)
+#define CR4_SMAP (1u << 21)
+#define EFER_SCE (1u << 0)
+#define EFER_LME (1u << 8)
+#define EFER_LMA (1u << 10)
+#define EFER_NXE (1u << 11)
+
+enum { R_RAX, R_RCX, R_RDX, R_RBX, R_RSP, R_RBP, R_RSI, R_RDI, R_R8, R_R9, R_R10, R_R11, R_R12, R_R13, R_R14, R_R15 };
+
+/* Exception vectors */
+enum {
+    EXC_DE = 0, EXC_DB = 1, EXC_NMI = 2, EXC_BP = 3, EXC_OF = 4, EXC_BR = 5, EXC_UD = 6, EXC_NM = 7, EXC_DF = 8,
+    EXC_TS = 10, EXC_NP = 11, EXC_SS = 12, EXC_GP = 13, EXC_PF = 14, EXC_MF = 16, EXC_AC = 17, EXC_MC = 18, EXC_XM = 19,
+};
+
+/* #PF error code */
+#define PF_P 1u
+#define PF_W 2u
+#define PF_U 4u
+#define PF_RSVD 8u
+#define PF_I 16u
+
+/* Result of handling one instruction or event in C. */
+enum soft_result {
+    SOFT_OK = 0,   /* done, RIP is where execution goes on */
+    SOFT_FAULT,    /* cpu->exc holds an exception to deliver; RIP is at the faulting instruction (traps: after it) */
+    SOFT_EXIT,     /* cpu->exit was filled: leave to the VMM. RIP as if the instruction were done, or at the
+                      instruction when it must be started again after the VMM supplied data (see soft_io.*) */
+    SOFT_RESTART,  /* RIP unchanged: execute the same instruction again (REP interrupted, state changed) */
+    SOFT_NOT_MINE, /* not an instruction this function handles */
+};
+
+/* Access kinds and MMU indices. */
+enum soft_access { ACC_READ = 0, ACC_WRITE = 1, ACC_EXEC = 2 };
+/* Which permissions an access runs with; each has a TLB of its own. */
+enum soft_mmu_idx { MMU_USER = 0, MMU_KERNEL = 1 /* CPL<3, SMAP enforced */, MMU_KERNEL_AC = 2 /* CPL<3, user pages allowed */ , MMU_IDX_COUNT };
+
+#define TLB_BITS 10
+#define TLB_SIZE (1u << TLB_BITS)
+#define TLB_INVALID 1ull /* never equals a page-aligned tag */
+
+/* One entry of the software TLB (GVA -> HVA). A tag is the page's GVA, or TLB_INVALID when an access of that
+ * kind must take the slow path (no permission, MMIO, write to a page with code in it, clean page, watched page). */
+struct tlb_entry {
+    uint64_t tag_read;
+    uint64_t tag_write;
+    uint64_t delta; /* HVA - GVA */
+    uint64_t gpa;   /* page-aligned; bit 0: global page; bit 1: part of a large page; bit 2: watched (data breakpoint) */
+};
+
+/* Per-site inline caches used by translated code: a small pool per mmu index and access kind. */
+#define SITE_BITS 8
+#define SITE_COUNT (1u << SITE_BITS)
+struct site_slot {
+    uint64_t tag; /* page GVA or TLB_INVALID */
+    uint64_t delta;
+};
+
+#define JUMP_CACHE_BITS 12
+#define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
+struct jump_slot {
+    uint64_t tag; /* guest linear RIP ^ cpu->jump_mix at fill time; 0 = empty */
+    uint64_t host;
+};
+
+struct soft_exception {
+    bool pending;
+    uint8_t vector;
+    bool has_error;
+    bool soft_int;   /* INT n / INT3 / INTO: RIP to push is after the instruction (cpu->rip already is) */
+    bool is_trap_db; /* #DB: dr6 bits in `dr6` */
+    uint32_t error;
+    uint64_t cr2;    /* for #PF */
+    uint64_t dr6;    /* for #DB: bits to set in DR6 */
+};
+
+struct soft_engine;
+
+struct soft_cpu {
+    /* --- addressed by translated code as %gs:offset --- */
+    uint64_t gpr[16];
+    uint64_t rip;        /* guest RIP (offset in CS) */
+    uint64_t rflags;     /* all of RFLAGS but IF and RF as bits; use soft_get_rflags()/soft_set_rflags() */
+    uint8_t if_flag;     /* RFLAGS.IF, 0 or 1 */
+    uint8_t irq_shadow;  /* STI/MOV SS shadow covers the next instruction: 1 */
+    uint8_t irq_waiting; /* an interrupt is pending but IF was 0 when it was looked at */
+    uint8_t cpl;
+    _Atomic uint32_t exit_request; /* non-zero: translated code leaves at the next safe point */
+    uint64_t saved[16];  /* true guest values of registers lent out as scratch */
+    uint64_t tmp[8];
+    uint64_t host_rsp;
+    uint64_t host_pc;    /* where to enter translated code */
+    uint64_t exit_info;  /* what the exit is about: a block exit, a memory site, ... */
+    uint64_t jump_mix;   /* changes with every TLB flush and mode change: invalidates the jump cache in O(1) */
+    struct cpu_segment seg[SEG_COUNT];
+    uint64_t tsc_offset;
+    uint8_t bounce[128] __attribute__((aligned(64)));
+    struct site_slot site[MMU_IDX_COUNT][2][SITE_COUNT];
+    struct tlb_entry tlb[MMU_IDX_COUNT][TLB_SIZE];
+    struct jump_slot jump[JUMP_CACHE_SIZE];
+
+    /* --- C only --- */
+    struct cpu_segment tr, ldtr;
+    struct cpu_table gdt, idt;
+    uint64_t cr0, cr2, cr3, cr4, efer, xcr0;
+    uint64_t pdpte[4];   /* PAE paging: loaded at MOV CR3 (SDM vol. 3 4.4.1) */
+    uint64_t dr[8];
+    uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat;
+    uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
+    uint64_t misc_msr[8]; /* see msr.c */
+    uint32_t mode;       /* translation mode key, made by soft_update_mode() (run.c) */
+    uint8_t mmu_idx;     /* enum soft_mmu_idx for data accesses at the current CPL/AC; kept by soft_update_mode() */
+    bool halted, nmi_blocked;
+    struct soft_exception exc;
+    struct vcpu_exit *exit;
+
+    /* I/O that the VMM carries out: a read leaves with SOFT_EXIT and RIP unchanged; when the instruction is
+     * executed again the data is here. Writes leave after they are complete. See soft_io.c. */
+    struct {
+        bool have;       /* a completed read is waiting in `data` */
+        bool is_mmio;
+        uint64_t addr;   /* GPA or port */
+        uint32_t len;
+        uint32_t next;   /* replay position: reads of one instruction are replayed in order */
+        uint32_t count;
+        struct { uint64_t addr; uint8_t len; uint8_t data[8]; } replay[16];
+        uint8_t pio[1024];
+        uint32_t pio_len;
+    } io;
+
+    const struct vcpu_irq_port *port;
+    struct soft_engine *engine;
+    unsigned id;
+    bool fpu_live;       /* the guest's FPU state is in the host registers (else in xsave[]) */
+    bool in_guest_dummy;
+    _Atomic uint32_t kick_request;  /* run() must return VCPU_EXIT_KICKED */
+    uint64_t stat[32];   /* enum soft_stat in run.c */
+    uint8_t *xsave;      /* 64-aligned, host XSAVE standard format */
+    struct soft_private *priv; /* code cache, block tables: translate.c and friends */
+};
+
+/* ---- small utilities (header-only, no libc) ---- */
+static inline void soft_copy(void *dst, const void *src, size_t n)
+{
+    __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n)::"memory");
+}
+static inline void soft_zero(void *dst, size_t n)
+{
+    __asm__ volatile("rep stosb" : "+D"(dst), "+c"(n) : "a"(0) : "memory");
+}
+
+static inline uint64_t soft_get_rflags(const struct soft_cpu *cpu)
+{
+    return (cpu->rflags & ~(uint64_t)FL_IF) | FL_1 | (cpu->if_flag ? FL_IF : 0);
+}
+/* Sets every bit; calls soft_update_mode() itself when AC/TF changed. (run.c) */
+void soft_set_rflags(struct soft_cpu *cpu, uint64_t v);
+
+static inline bool soft_long_mode(const struct soft_cpu *cpu) { return cpu->efer & EFER_LMA; }
+static inline bool soft_code64(const struct soft_cpu *cpu)
+{
+    return soft_long_mode(cpu) && (cpu->seg[SEG_CS].attr & SEG_ATTR_L);
+}
+
+/* Register an exception; returns SOFT_FAULT so that `return soft_raise(...)` works. */
+static inline enum soft_result soft_raise(struct soft_cpu *cpu, uint8_t vector)
+{
+    cpu->exc = (struct soft_exception){.pending = true, .vector = vector};
+    return SOFT_FAULT;
+}
+static inline enum soft_result soft_raise_err(struct soft_cpu *cpu, uint8_t vector, uint32_t error)
+{
+    cpu->exc = (struct soft_exception){.pending = true, .vector = vector, .has_error = true, .error = error};
+    return SOFT_FAULT;
+}
+
+/* ---- mmu.c: the guest's page tables (three-table walk) and the software TLB ---- */
+struct mmu_result {
+    gpa_t gpa;          /* of the byte asked for */
+    uint32_t page_size; /* bytes mapped by the leaf */
+    bool writable;      /* a write may go on without another walk: permitted and D is set */
+    bool readable;      /* a data read with this mmu index is permitted */
+    bool global;
+};
+/* Walks CR3 for one access with the permissions of `mmu_idx`; sets A (and D for writes) atomically. SOFT_OK or SOFT_FAULT with #PF registered.
+ * Handles no paging, 32-bit (PSE), PAE and 4-level paging, NX, WP, SMEP, SMAP, reserved bits. `probe`: no
+ * exception registered, no D bit set; just SOFT_FAULT. */
+enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, bool probe, struct mmu_result *r);
+/* Looks up or fills the TLB for one access that stays in a page. On SOFT_OK *host is the HVA, or NULL when the page
+ * is no RAM, (for writes) holds translated code, or is watched by a data breakpoint: then *gpa tells where it is and the caller goes through soft_load/soft_store. */
+enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, uint8_t **host, gpa_t *gpa);
+void soft_tlb_flush_all(struct soft_cpu *cpu);        /* also global entries */
+void soft_tlb_flush_nonglobal(struct soft_cpu *cpu);  /* MOV CR3 */
+void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a);  /* INVLPG */
+/* Makes writes to this guest page take the slow path in this vCPU's TLBs (it holds code now). */
+void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page);
+
+/* Data accesses by C code: any size up to 4096, any alignment, page-crossing, MMIO (replayed), code pages, data breakpoints, #AC. LINEAR
+ * addresses: the segment base and limit were applied before (soft_linear). Nothing is written unless all
+ * of it can be written. SOFT_OK, SOFT_FAULT, or SOFT_EXIT (MMIO read needed: leave and restart). */
+enum soft_result soft_load(struct soft_cpu *cpu, gva_t a, void *dst, uint32_t len, enum soft_mmu_idx idx);
+enum soft_result soft_store(struct soft_cpu *cpu, gva_t a, const void *src, uint32_t len, enum soft_mmu_idx idx);
+/* Checks that a later soft_store() of this range cannot fault (it does the walk, sets D). */
+enum soft_result soft_probe_store(struct soft_cpu *cpu, gva_t a, uint32_t len, enum soft_mmu_idx idx);
+static inline enum soft_result soft_load_u64(struct soft_cpu *cpu, uint64_t a, uint64_t *v, uint32_t len)
+{
+    *v = 0;
+    return soft_load(cpu, GVA(a), v, len, (enum soft_mmu_idx)cpu->mmu_idx);
+}
+static inline enum soft_result soft_store_u64(struct soft_cpu *cpu, uint64_t a, uint64_t v, uint32_t len)
+{
+    return soft_store(cpu, GVA(a), &v, len, (enum soft_mmu_idx)cpu->mmu_idx);
+}
+/* System accesses (descriptor tables, TSS, IDT): supervisor permissions whatever the CPL. */
+enum soft_result soft_load_sys(struct soft_cpu *cpu, uint64_t a, void *dst, uint32_t len);
+enum soft_result soft_store_sys(struct soft_cpu *cpu, uint64_t a, const void *src, uint32_t len);
+
+/* ---- block.c (translator side), called by mmu.c ---- */
+/* The guest wrote RAM [a, a+len) that the page flags say holds translated code: drop what overlaps, on all vCPUs. Call after the write. */
+void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len);
+bool soft_page_has_code(struct soft_cpu *cpu, gpa_t page);
+
+/* ---- segment.c: addressing with segments, segment loads, far transfers ---- */
+/* Linear address of `off` in segment `seg` for an access of `len` bytes: base added, truncated to the mode's width, canonical/limit/type checks
+ * (#GP/#SS). In 64-bit mode only FS/GS have a base. */
+enum soft_result soft_linear(struct soft_cpu *cpu, enum cpu_seg seg, uint64_t off, uint32_t len, enum soft_access acc, uint64_t *linear);
+/* Effective address (offset) of the instruction's memory operand, truncated to addr_size. */
+uint64_t soft_effective_address(const struct soft_cpu *cpu, const struct insn *in);
+enum soft_result soft_load_segment(struct soft_cpu *cpu, enum cpu_seg seg, uint16_t selector);
+/* Sets RIP for a near transfer in the current CS: truncation, canonical or limit check (#GP(0)). */
+enum soft_result soft_near_jump(struct soft_cpu *cpu, uint64_t target, uint32_t op_size);
+
+/* ---- exception.c ---- */
+/* Delivers cpu->exc (with double and triple fault logic), through real-mode IVT, 32-bit or 64-bit IDT, TSS and IST. SOFT_OK, or SOFT_EXIT with
+ * VCPU_EXIT_SHUTDOWN in cpu->exit. */
+enum soft_result soft_deliver_exception(struct soft_cpu *cpu);
+/* Delivers an external interrupt (vector) or NMI (2). */
+enum soft_result soft_deliver_interrupt(struct soft_cpu *cpu, uint8_t vector);
+
+/* ---- instruction handlers: each returns SOFT_NOT_MINE for mnemonics it does not know ---- */
+/* system.c etc.: CR/DR/MSR moves, LGDT.., LTR, CLTS, INVLPG, INVPCID, CPUID, RDTSC(P), RDPMC, RDPID, HLT, SYSCALL/SYSRET/SYSENTER/SYSEXIT, IRET,
+ * INT n/INT3/INT1/INTO/UD*, far JMP/CALL/RET, MOV/POP/PUSH to and from segment registers, LDS.., LAR/LSL/VERR/VERW, SWAPGS, CLI/STI, CLAC/STAC, PUSHF/POPF, RD/WRFSBASE..,
+ * XSETBV/XGETBV, XSAVE*, XRSTOR*, FXSAVE/FXRSTOR (memory images at any address), WBINVD, MONITOR/MWAIT (#UD), SMSW/LMSW, ARPL, IN/OUT. */
+enum soft_result soft_system_insn(struct soft_cpu *cpu, const struct insn *in);
+/* general.c: near JMP/CALL/RET/Jcc/LOOP/JCXZ, PUSH/POP/PUSHA/POPA/ENTER/LEAVE, MOVS/STOS/LODS/CMPS/SCAS/INS/OUTS with REP,
+ * XLAT, BOUND, BCD (DAA DAS AAA AAS AAM AAD), MOV with moffs, SALC, INTO.. in all modes (16, 32, 64). */
+enum soft_result soft_general_insn(struct soft_cpu *cpu, const struct insn *in);
+
+/* ---- run.c ---- */
+void soft_update_mode(struct soft_cpu *cpu); /* after any change of CR0/CR4/EFER/CS/SS/DS/ES/CPL/AC/TF/XCR0/DR7/paging */
+/* Saves the guest's FPU state to cpu->xsave and gives the host a clean one (when live). */
+void soft_fpu_park(struct soft_cpu *cpu);
+/* Puts the guest's FPU state into the host registers (when not live). */
+void soft_fpu_resume(struct soft_cpu *cpu);
+
+/* ---- register access by operand (header-only) ---- */
+static inline uint64_t soft_reg_read(const struct soft_cpu *cpu, const struct insn_op *o)
+{
+    if (o->reg_class == RC_GPR_HIGH8) return (cpu->gpr[o->reg] >> 8) & 0xff;
+    uint64_t v = cpu->gpr[o->reg];
+    return o->size == 8 ? v : o->size == 4 ? (uint32_t)v : o->size == 2 ? (uint16_t)v : (uint8_t)v;
+}
+/* 32-bit writes zero the upper half, as in 64-bit mode (harmless in the others: it is zero there). */
+static inline void soft_gpr_write(struct soft_cpu *cpu, unsigned reg, uint64_t v, unsigned size)
+{
+    uint64_t *r = &cpu->gpr[reg];
+    switch (size) {
+    case 8: *r = v; break;
+    case 4: *r = (uint32_t)v; break;
+    case 2: *r = (*r & ~0xffffull) | (uint16_t)v; break;
+    default: *r = (*r & ~0xffull) | (uint8_t)v; break;
+    }
+}
+static inline void soft_reg_write(struct soft_cpu *cpu, const struct insn_op *o, uint64_t v)
+{
+    if (o->reg_class == RC_GPR_HIGH8)
+        cpu->gpr[o->reg] = (cpu->gpr[o->reg] & ~0xff00ull) | ((v & 0xff) << 8);
+    else
+        soft_gpr_write(cpu, o->reg, v, o->size);
+}
+
+#endif
