@@ -239,6 +239,16 @@ static inline enum soft_result soft_raise_err(struct soft_cpu *cpu, uint8_t vect
     return SOFT_FAULT;
 }
 
+/* The VM's memory slots. (engine.c) */
+const struct guest_memory *soft_memory(const struct soft_cpu *cpu);
+
+/* RIP of the instruction after `in`, in the mode's width. */
+static inline void soft_advance(struct soft_cpu *cpu, const struct insn *in)
+{
+    uint64_t next = in->rip + in->len;
+    cpu->rip = in->code_size == 8 ? next : in->code_size == 4 ? (uint32_t)next : (uint16_t)next;
+}
+
 /* ---- mmu.c: the guest's page tables (three-table walk) and the software TLB ---- */
 struct mmu_result {
     gpa_t gpa;          /* of the byte asked for */
@@ -284,6 +294,8 @@ enum soft_result soft_store_sys(struct soft_cpu *cpu, uint64_t a, const void *sr
 /* The guest wrote RAM [a, a+len) that the page flags say holds translated code: drop what overlaps, on all vCPUs. Call after the write. */
 void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len);
 bool soft_page_has_code(struct soft_cpu *cpu, gpa_t page);
+/* Called by tlb.c at every flush: drops what translated code concluded from the mappings. `page`: only that page. */
+void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a);
 
 /* ---- segment.c: addressing with segments, segment loads, far transfers ---- */
 /* Linear address of `off` in segment `seg` for an access of `len` bytes: base added, truncated to the mode's width, canonical/limit/type checks
