@@ -1,0 +1,95 @@
+# Objects, the library, the program, the unit test programs.
+
+comma := ,
+# One build directory per sanitizer choice, so that objects of two kinds never meet in one link.
+ifeq ($(SAN),)
+BUILD ?= build
+else ifneq ($(findstring thread,$(SAN)),)
+BUILD ?= build-tsan
+else ifneq ($(findstring address,$(SAN)),)
+BUILD ?= build-asan
+else
+BUILD ?= build-$(subst $(comma),-,$(SAN))
+endif
+
+WARN := -Wall -Wextra -Werror
+BASE_CFLAGS := -std=gnu17 -O2 -g $(WARN) -I.
+LIBS := -lZydis -lZycore -lcjson -lpthread
+SAN_FLAGS :=
+ifneq ($(SAN),)
+SAN_FLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+endif
+
+# Code of the soft engine that runs while the guest's vector registers are still in the host's: it must
+# not touch them itself, nor call anything that may (see vmm/engine/soft/soft.h). The files below park the FPU state first or
+# never run with a live one.
+SOFT_DIR := vmm/engine/soft
+SOFT_FPU_EXEMPT := decode.c translate*.c emit*.c block.c analyze.c engine.c run_outer.c debug.c signals.c
+SOFT_CFLAGS := -mgeneral-regs-only -fno-tree-loop-distribute-patterns -fno-builtin -O2 -fno-stack-protector
+ifneq ($(filter clang%,$(notdir $(CC))),)
+SOFT_CFLAGS := $(filter-out -fno-tree-loop-distribute-patterns,$(SOFT_CFLAGS))
+endif
+
+LIB_SRC := $(sort $(filter-out cli/main.c,$(shell find common vmm cli -name '*.c' -o -name '*.S' 2>/dev/null)))
+MAIN_SRC := $(wildcard cli/main.c)
+SOFT_EXEMPT_SRC := $(wildcard $(addprefix $(SOFT_DIR)/,$(SOFT_FPU_EXEMPT)))
+SOFT_SRC := $(filter $(SOFT_DIR)/%.c,$(LIB_SRC))
+SOFT_STRICT_SRC := $(filter-out $(SOFT_EXEMPT_SRC),$(SOFT_SRC))
+
+obj = $(addprefix $(BUILD)/obj/,$(addsuffix .o,$(basename $(1))))
+LIB_OBJ := $(call obj,$(LIB_SRC))
+MAIN_OBJ := $(call obj,$(MAIN_SRC))
+SOFT_STRICT_OBJ := $(call obj,$(SOFT_STRICT_SRC))
+LIB := $(BUILD)/libnacelle.a
+
+UNIT_SRC := $(sort $(shell find tests/unit -name 'test_*.c' 2>/dev/null))
+UNIT_AUX_SRC := $(sort $(shell find tests/unit -name '*.c' ! -name 'test_*.c' 2>/dev/null))
+UNIT_BIN := $(addprefix $(BUILD)/,$(basename $(UNIT_SRC)))
+UNIT_AUX_OBJ := $(call obj,$(UNIT_AUX_SRC))
+
+$(call obj,$(SOFT_SRC)): EXTRA := $(if $(SAN),-DSOFT_SANITIZED=1)
+$(SOFT_STRICT_OBJ): EXTRA += $(SOFT_CFLAGS)
+
+# Which compiler and flags made the objects: when that changes, so do they.
+FLAGS_NOW := $(CC) $(shell $(CC) -dumpfullversion 2>/dev/null || $(CC) --version | head -1) $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS) soft: $(SOFT_CFLAGS)
+FLAGS_FILE := $(BUILD)/.flags
+$(shell mkdir -p $(BUILD); echo '$(FLAGS_NOW)' | cmp -s - $(FLAGS_FILE) || echo '$(FLAGS_NOW)' > $(FLAGS_FILE))
+
+# What is in the library: a source file that goes away takes its member along.
+LIST_FILE := $(BUILD)/.members
+$(shell echo '$(LIB_OBJ)' | cmp -s - $(LIST_FILE) || echo '$(LIB_OBJ)' > $(LIST_FILE))
+
+.PHONY: nacelle lib unit
+ifeq ($(MAIN_SRC),)
+nacelle: $(LIB)
+else
+nacelle: $(BUILD)/nacelle
+endif
+lib: $(LIB)
+unit: $(UNIT_BIN)
+
+$(BUILD)/obj/%.o: %.c $(FLAGS_FILE)
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BASE_CFLAGS) $(SAN_FLAGS) $(EXTRA) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/obj/%.o: %.S $(FLAGS_FILE)
+	$(call say,AS,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BASE_CFLAGS) $(EXTRA) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(LIB): $(LIB_OBJ) $(LIST_FILE)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(LIB_OBJ)
+
+$(BUILD)/nacelle: $(MAIN_OBJ) $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX_OBJ) $(LIB)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@ -lcmocka $(LIBS)
+
+.SECONDARY:
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
