@@ -50,6 +50,7 @@ UNIT_AUX_OBJ := $(call obj,$(UNIT_AUX_SRC))
 $(call obj,$(SOFT_SRC)): EXTRA := $(if $(SAN),-DSOFT_SANITIZED=1)
 $(SOFT_STRICT_OBJ): EXTRA += $(SOFT_CFLAGS)
 
+# Results are written beside their place and moved there, so that two builds at once don't trip over half a file.
 # Which compiler and flags made the objects: when that changes, so do they.
 FLAGS_NOW := $(CC) $(shell $(CC) -dumpfullversion 2>/dev/null || $(CC) --version | head -1) $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS) soft: $(SOFT_CFLAGS)
 FLAGS_FILE := $(BUILD)/.flags
@@ -71,25 +72,25 @@ unit: $(UNIT_BIN)
 $(BUILD)/obj/%.o: %.c $(FLAGS_FILE)
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(BASE_CFLAGS) $(SAN_FLAGS) $(EXTRA) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(BASE_CFLAGS) $(SAN_FLAGS) $(EXTRA) $(CFLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@.$$$$ && mv $@.$$$$ $@
 
 $(BUILD)/obj/%.o: %.S $(FLAGS_FILE)
 	$(call say,AS,$<)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(BASE_CFLAGS) $(EXTRA) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(BASE_CFLAGS) $(EXTRA) $(CFLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@.$$$$ && mv $@.$$$$ $@
 
 $(LIB): $(LIB_OBJ) $(LIST_FILE)
 	$(call say,AR,$@)
-	$(Q)rm -f $@ && $(AR) rcs $@ $(LIB_OBJ)
+	$(Q)rm -f $@.$$$$ && $(AR) rcs $@.$$$$ $(LIB_OBJ) && mv $@.$$$$ $@
 
 $(BUILD)/nacelle: $(MAIN_OBJ) $(LIB)
 	$(call say,LD,$@)
-	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@.$$$$ $(LIBS) && mv $@.$$$$ $@
 
 $(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX_OBJ) $(LIB)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@ -lcmocka $(LIBS)
+	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@.$$$$ -lcmocka $(LIBS) && mv $@.$$$$ $@
 
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
