@@ -106,6 +106,8 @@ struct vcpu_irq_port {
     /* IA32_APIC_BASE, IA32_TSC_DEADLINE, x2APIC 0x800..0x8ff. False means #GP. */
     bool (*msr_read)(void *ctx, uint32_t msr, uint64_t *value);
     bool (*msr_write)(void *ctx, uint32_t msr, uint64_t value);
+    /* The vCPU's TSC offset (cpu_state.tsc_offset) is now this: call after every change, so that the TSC deadline keeps its meaning. */
+    void (*set_tsc_offset)(void *ctx, uint64_t tsc_offset);
 };
 
 struct engine_config {
