@@ -110,8 +110,18 @@ struct tlb_entry {
     uint64_t tag_read;
     uint64_t tag_write;
     uint64_t delta; /* HVA - GVA */
-    uint64_t gpa;   /* page-aligned; bit 0: global page; bit 1: part of a large page; bit 2: watched (data breakpoint) */
+    uint64_t gpa;   /* page-aligned, with TLB_* flags in the low bits */
 };
+#define TLB_GLOBAL 1u   /* survives soft_tlb_flush_nonglobal() */
+#define TLB_LARGE 2u    /* part of a page larger than 4 KiB: INVLPG anywhere in that page ends it */
+#define TLB_WRITE_OK 8u /* writes are permitted and D is set, whatever tag_write says (code pages keep it invalid) */
+
+/* The guest's MAXPHYADDR: what CPUID must advertise, and where the reserved bits of paging entries begin. */
+#define SOFT_PHYS_BITS 46
+
+/* MMIO pieces (1, 2, 4 or 8 bytes) that one instruction can read, and can write: enough for FXSAVE/FXRSTOR (512 bytes)
+ * and every vector load, gather included. Reads past it give ones, writes past it are lost. */
+#define SOFT_IO_PIECES 64
 
 /* Per-site inline caches used by translated code: a small pool per mmu index and access kind. */
 #define SITE_BITS 8
@@ -188,10 +198,24 @@ struct soft_cpu {
         uint32_t len;
         uint32_t next;   /* replay position: reads of one instruction are replayed in order */
         uint32_t count;
-        struct { uint64_t addr; uint8_t len; uint8_t data[8]; } replay[16];
+        struct { uint64_t addr; uint8_t len; uint8_t data[8]; } replay[SOFT_IO_PIECES];
+        /* MMIO writes of the current instruction, in order. The run loop turns each into a VCPU_EXIT_MMIO once the instruction
+         * has retired (SOFT_OK, SOFT_EXIT for a write, or SOFT_RESTART), and forgets them when it faulted or waits for a read. */
+        uint32_t writes;
+        struct { uint64_t addr; uint8_t len; uint8_t data[8]; } write[SOFT_IO_PIECES];
         uint8_t pio[1024];
         uint32_t pio_len;
     } io;
+
+    uint64_t pending_db; /* DR6 bits of data breakpoints hit by the current instruction: a #DB trap is due after it */
+    /* What the TLBs hold, so that a flush costs in proportion to use (tlb.c). One bit per entry; an entry is in one of the two maps. */
+    struct {
+        uint64_t local[MMU_IDX_COUNT][TLB_SIZE / 64];
+        uint64_t global[MMU_IDX_COUNT][TLB_SIZE / 64];
+        uint64_t large_4m, large_1g; /* Bloom filters of the large pages that have entries, by GVA */
+        uint32_t used;               /* bit per mmu index: something was filled since its site slots were cleared */
+        uint16_t epoch;              /* the upper 16 bits of jump_mix */
+    } track;
 
     const struct vcpu_irq_port *port;
     struct soft_engine *engine;
@@ -249,6 +273,21 @@ static inline void soft_advance(struct soft_cpu *cpu, const struct insn *in)
     cpu->rip = in->code_size == 8 ? next : in->code_size == 4 ? (uint32_t)next : (uint16_t)next;
 }
 
+/* MMIO bookkeeping around one execution of an instruction that C code handles. begin: before every attempt, also the repeated ones: replay
+ * starts over, writes of a failed attempt are forgotten. retire: the instruction (or one iteration of a REP) is complete; reads it made are
+ * used up. The run loop calls both; the string instructions call retire between iterations. */
+static inline void soft_io_begin(struct soft_cpu *cpu)
+{
+    cpu->io.next = 0;
+    cpu->io.writes = 0;
+    cpu->pending_db = 0;
+}
+static inline void soft_io_retire(struct soft_cpu *cpu)
+{
+    cpu->io.next = 0;
+    cpu->io.count = 0;
+}
+
 /* ---- mmu.c: the guest's page tables (three-table walk) and the software TLB ---- */
 struct mmu_result {
     gpa_t gpa;          /* of the byte asked for */
@@ -264,7 +303,8 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
 /* Looks up or fills the TLB for one access that stays in a page. On SOFT_OK *host is the HVA, or NULL when the page
  * is no RAM, (for writes) holds translated code, or is watched by a data breakpoint: then *gpa tells where it is and the caller goes through soft_load/soft_store. */
 enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, uint8_t **host, gpa_t *gpa);
-void soft_tlb_flush_all(struct soft_cpu *cpu);        /* also global entries */
+void soft_tlb_init(struct soft_cpu *cpu);             /* a new vCPU: everything empty, jump_mix set; needed once before any other use */
+void soft_tlb_flush_all(struct soft_cpu *cpu);        /* also global entries; needed after any change of CR0.PG/WP, CR4, EFER.NXE, DR0-3, DR7 */
 void soft_tlb_flush_nonglobal(struct soft_cpu *cpu);  /* MOV CR3 */
 void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a);  /* INVLPG */
 /* Makes writes to this guest page take the slow path in this vCPU's TLBs (it holds code now). */
