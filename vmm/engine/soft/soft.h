@@ -212,7 +212,7 @@ struct soft_cpu {
     struct {
         uint64_t local[MMU_IDX_COUNT][TLB_SIZE / 64];
         uint64_t global[MMU_IDX_COUNT][TLB_SIZE / 64];
-        uint64_t large_4m, large_1g; /* Bloom filters of the large pages that have entries, by GVA */
+        uint64_t large_4m[16], large_1g; /* Bloom filters of the large pages that have entries, by GVA */
         uint32_t used;               /* bit per mmu index: something was filled since its site slots were cleared */
         uint16_t epoch;              /* the upper 16 bits of jump_mix */
     } track;
