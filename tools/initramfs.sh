@@ -1,0 +1,57 @@
+#!/bin/bash
+# tools/initramfs.sh [-p PACKAGE]... [-f FILE:PATH]... [-t SCRIPT] OUT: builds an initramfs from Debian's
+# busybox-static, further Debian packages with what they depend on, and files of ours. No root is needed.
+# SCRIPT becomes /test.sh, which tools/guest/init runs; without it the guest gives a shell.
+# OUT is left alone when it was made from the same things already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache=${NACELLE_GUEST_CACHE:-build/guest}
+usage="usage: tools/initramfs.sh [-p PACKAGE]... [-f FILE:PATH]... [-t SCRIPT] OUT"
+
+packages=()
+files=(tools/guest/init:init tools/guest/motd:etc/motd tools/guest/passwd:etc/passwd tools/guest/group:etc/group)
+while getopts p:f:t: option; do
+    case $option in
+    p) packages+=("$OPTARG") ;;
+    f) files+=("$OPTARG") ;;
+    t) files+=("$OPTARG:test.sh") ;;
+    *) echo "$usage" >&2 && exit 2 ;;
+    esac
+done
+shift $((OPTIND - 1))
+[ $# = 1 ] || { echo "$usage" >&2 && exit 2; }
+out=$1
+mkdir -p "$cache" "$(dirname "$out")"
+
+mkcpio=$cache/mkcpio
+if [ ! -x "$mkcpio" ] || [ tools/mkcpio.c -nt "$mkcpio" ]; then
+    "${CC:-gcc}" -std=gnu17 -O2 -Wall -Wextra -Werror tools/mkcpio.c -o "$mkcpio.$$"
+    mv "$mkcpio.$$" "$mkcpio"
+fi
+
+trees=$(tools/packages.sh --alone busybox-static)
+[ ${#packages[@]} = 0 ] || trees+=$'\n'$(tools/packages.sh "${packages[@]}")
+
+# The same parts make the same file: skip the work when nothing changed.
+parts=$({
+    echo "$trees"
+    sha256sum tools/initramfs.sh tools/mkcpio.c
+    for file in "${files[@]}"; do echo "$file $(sha256sum <"${file%%:*}")"; done
+} | sha256sum)
+if [ -e "$out" ] && [ "$(cat "$out.parts" 2>/dev/null)" = "$parts" ]; then exit 0; fi
+
+overlay=$(mktemp -d "$cache/overlay.XXXXXX")
+trap 'rm -rf "$overlay" "$out.$$"' EXIT
+chmod 755 "$overlay"
+mkdir -p "$overlay"/{bin,sbin,etc,dev,proc,sys,tmp,run,root,usr/bin,usr/sbin,busybox}
+ln -s busybox "$overlay/bin/sh"
+ln -s /bin/busybox "$overlay/usr/bin/env"
+for file in "${files[@]}"; do
+    install -D -m 755 "${file%%:*}" "$overlay/${file#*:}"
+done
+
+mapfile -t tree_list <<<"$trees"
+"$mkcpio" -x usr/share/doc -x usr/share/man -x usr/share/locale -x usr/share/info -x usr/share/lintian \
+    -x usr/share/bash-completion "$out.$$" "${tree_list[@]}" "$overlay"
+mv "$out.$$" "$out"
+echo "$parts" >"$out.parts"
