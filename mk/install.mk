@@ -1,1 +1,34 @@
-# to be filled in
+# install, clean, help.
+
+MAN := $(wildcard docs/man/*.1)
+
+.PHONY: install clean distclean help
+install: nacelle
+	install -D -m 755 $(BUILD)/nacelle $(DESTDIR)$(PREFIX)/bin/nacelle
+	$(if $(MAN),install -d $(DESTDIR)$(PREFIX)/share/man/man1)
+	$(if $(MAN),install -m 644 $(MAN) $(DESTDIR)$(PREFIX)/share/man/man1)
+
+# Keeps what was downloaded.
+clean:
+	rm -rf build-*/
+	[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name guest -exec rm -rf {} +
+
+distclean:
+	rm -rf build build-*/
+
+help:
+	@echo 'make              build build/nacelle'
+	@echo 'make demo         boot an unmodified Debian kernel to a shell (sets up what is missing)'
+	@echo 'make test         every test that fits into twenty minutes (sets up what is missing)'
+	@echo 'make test-long    all of them'
+	@echo 'make test-unit    only the unit tests'
+	@echo 'make bench        speed against QEMU and native, in one table'
+	@echo 'make fuzz         differential fuzzing against the host CPU, without end'
+	@echo 'make lint         layout, static checks, dependency rules'
+	@echo 'make format       lay the code out as lint wants it'
+	@echo 'make install      to PREFIX ($(PREFIX)) below DESTDIR'
+	@echo 'make setup        install the Debian packages that build and test need'
+	@echo 'make clean        remove what was built; distclean: also what was downloaded'
+	@echo
+	@echo 'SAN=address,undefined or SAN=thread builds with sanitizers, in build-asan/ or build-tsan/.'
+	@echo 'CC=clang builds with clang; V=1 shows the commands; DESTDIR, PREFIX, CFLAGS, LDFLAGS as usual.'
