@@ -1,0 +1,491 @@
+/* The software TLB (GVA -> HVA) and the three ways to empty it.
+ *
+ * A guest switches address spaces and fork()s all the time, so a flush must cost what was used, not what could be: bitmaps say
+ * which entries are filled, apart for global pages, which a CR3 load leaves alone. The per-site caches of translated
+ * code are filled behind our back, but only from this TLB: a permission set without entries has no live sites either. */
+#include "vmm/engine/soft/ram.h"
+#include "vmm/engine/soft/soft.h"
+
+#define WORDS (TLB_SIZE / 64)
+#define SHIFT_LARGE 22 /* 2 and 4 MiB pages are dropped by 4 MiB, which needs no memory of which of both it was */
+#define SHIFT_HUGE 30
+
+static inline unsigned slot_of(uint64_t a)
+{
+    return (unsigned)(a >> PAGE_SHIFT) & (TLB_SIZE - 1);
+}
+
+static inline unsigned bloom_hash(uint64_t key, unsigned bits)
+{
+    return (unsigned)((key * 0x9e3779b97f4a7c15ull) >> (64 - bits));
+}
+
+static inline void fill_words(void *dst, uint64_t v, size_t n)
+{
+    __asm__ volatile("rep stosq" : "+D"(dst), "+c"(n) : "a"(v) : "memory");
+}
+
+static inline void drop(struct tlb_entry *e)
+{
+    e->tag_read = TLB_INVALID;
+    e->tag_write = TLB_INVALID;
+}
+
+/* ---- data breakpoints ---- */
+
+static inline bool watching(const struct soft_cpu *cpu)
+{
+    return cpu->dr[7] & 0xff;
+}
+
+/* Does an enabled data breakpoint overlap [a, a+len)? Returns its DR6 bits. `write` also matches write-only ones (SDM vol. 3 17.2.4). */
+static uint64_t breakpoints(const struct soft_cpu *cpu, uint64_t a, uint64_t len, bool write)
+{
+    static const uint8_t sizes[4] = {1, 2, 8, 4};
+    uint64_t hit = 0, dr7 = cpu->dr[7];
+    for (unsigned i = 0; i < 4; i++) {
+        if (!(dr7 >> (2 * i) & 3))
+            continue;
+        unsigned kind = dr7 >> (16 + 4 * i) & 3;
+        if (!(kind == 3 || (kind == 1 && write)))
+            continue;
+        uint64_t size = sizes[dr7 >> (18 + 4 * i) & 3], start = cpu->dr[i] & ~(size - 1);
+        if (start - a < len || a - start < size)
+            hit |= 1ull << i;
+    }
+    return hit;
+}
+
+/* ---- filling ---- */
+
+static void track(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, const struct mmu_result *r)
+{
+    unsigned i = slot_of(page);
+    uint64_t bit = 1ull << (i & 63);
+    uint64_t *local = &cpu->track.local[idx][i / 64], *global = &cpu->track.global[idx][i / 64];
+    if (r->global) {
+        *global |= bit;
+        *local &= ~bit;
+    } else {
+        *local |= bit;
+        *global &= ~bit;
+    }
+    cpu->track.used |= 1u << idx;
+    if (r->page_size == PAGE_SIZE)
+        return;
+    unsigned h = bloom_hash(page >> SHIFT_LARGE, 10);
+    cpu->track.large_4m[h / 64] |= 1ull << (h & 63);
+    if (r->page_size == 1u << SHIFT_HUGE)
+        cpu->track.large_1g |= 1ull << bloom_hash(page >> SHIFT_HUGE, 6);
+}
+
+static struct tlb_entry *fill(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, const struct mmu_result *r)
+{
+    const struct guest_memory *m = soft_memory(cpu);
+    uint64_t gpa = r->gpa.v & PAGE_MASK;
+    uint8_t *host = soft_ram(m, gpa, PAGE_SIZE, false);
+    if (!host || (watching(cpu) && breakpoints(cpu, page, PAGE_SIZE, true)))
+        return NULL;
+    bool write = r->writable && soft_ram(m, gpa, PAGE_SIZE, true);
+    struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
+    e->tag_read = r->readable ? page : TLB_INVALID;
+    e->tag_write = write && !soft_page_has_code(cpu, GPA(gpa)) ? page : TLB_INVALID;
+    e->delta = (uint64_t)(uintptr_t)host - page;
+    e->gpa = gpa | (r->global ? TLB_GLOBAL : 0) | (r->page_size > PAGE_SIZE ? TLB_LARGE : 0) | (write ? TLB_WRITE_OK : 0);
+    track(cpu, idx, page, r);
+    return e;
+}
+
+static inline bool tag_matches(const struct tlb_entry *e, enum soft_access acc, uint64_t page)
+{
+    return (acc == ACC_WRITE ? e->tag_write : e->tag_read) == page;
+}
+
+enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, uint8_t **host,
+                                 gpa_t *gpa)
+{
+    uint64_t page = a.v & PAGE_MASK;
+    struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
+    *host = NULL;
+    if (acc != ACC_EXEC) {
+        /* Writes to a page with code always come here; they need no walk while its entry stands. */
+        if (acc == ACC_WRITE && e->tag_read == page && (e->gpa & TLB_WRITE_OK) && e->tag_write != page &&
+            !soft_page_has_code(cpu, GPA(e->gpa & PAGE_MASK)))
+            e->tag_write = page;
+        if (tag_matches(e, acc, page)) {
+            *gpa = GPA((e->gpa & PAGE_MASK) | (a.v & ~PAGE_MASK));
+            *host = (uint8_t *)(uintptr_t)(a.v + e->delta);
+            return SOFT_OK;
+        }
+        if (acc == ACC_WRITE && e->tag_read == page && (e->gpa & TLB_WRITE_OK)) {
+            *gpa = GPA((e->gpa & PAGE_MASK) | (a.v & ~PAGE_MASK));
+            return SOFT_OK;
+        }
+    }
+    struct mmu_result r;
+    enum soft_result res = soft_walk(cpu, a, acc, idx, false, &r);
+    if (res != SOFT_OK)
+        return res;
+    *gpa = r.gpa;
+    if (acc == ACC_EXEC) { /* no tag allows fetches; what was fetched stays found through the translations */
+        *host = soft_ram(soft_memory(cpu), r.gpa.v, 1, false);
+        return SOFT_OK;
+    }
+    e = fill(cpu, idx, page, &r);
+    if (e && tag_matches(e, acc, page))
+        *host = (uint8_t *)(uintptr_t)(a.v + e->delta);
+    return SOFT_OK;
+}
+
+/* ---- flushing ---- */
+
+/* The upper 16 bits of a canonical address are all equal, so tags made under two different epochs never meet; the
+ * cache is emptied for real when the epochs have all been used. The lower 48 bits belong to soft_update_mode(). */
+static void new_epoch(struct soft_cpu *cpu)
+{
+    if (++cpu->track.epoch == 0) {
+        cpu->track.epoch = 1;
+        fill_words(cpu->jump, 0, sizeof(cpu->jump) / 8);
+    }
+    cpu->jump_mix = (cpu->jump_mix & 0x0000ffffffffffffull) | (uint64_t)cpu->track.epoch << 48;
+}
+
+static void drop_sites(struct soft_cpu *cpu)
+{
+    for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++)
+        if (cpu->track.used & 1u << idx)
+            fill_words(cpu->site[idx], TLB_INVALID, sizeof(cpu->site[idx]) / 8);
+}
+
+/* Drops the entries named in one bitmap and empties it. */
+static void drop_mapped(struct tlb_entry *tlb, uint64_t *map)
+{
+    for (unsigned w = 0; w < WORDS; w++) {
+        for (uint64_t bits = map[w]; bits; bits &= bits - 1)
+            drop(&tlb[w * 64 + (unsigned)__builtin_ctzll(bits)]);
+        map[w] = 0;
+    }
+}
+
+static bool any(const uint64_t *map)
+{
+    uint64_t all = 0;
+    for (unsigned w = 0; w < WORDS; w++)
+        all |= map[w];
+    return all;
+}
+
+void soft_tlb_init(struct soft_cpu *cpu)
+{
+    fill_words(cpu->tlb, TLB_INVALID, sizeof(cpu->tlb) / 8);
+    fill_words(cpu->site, TLB_INVALID, sizeof(cpu->site) / 8);
+    fill_words(cpu->jump, 0, sizeof(cpu->jump) / 8);
+    soft_zero(&cpu->track, sizeof(cpu->track));
+    new_epoch(cpu);
+}
+
+void soft_tlb_flush_all(struct soft_cpu *cpu)
+{
+    drop_sites(cpu);
+    for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
+        if (!(cpu->track.used & 1u << idx))
+            continue;
+        drop_mapped(cpu->tlb[idx], cpu->track.local[idx]);
+        drop_mapped(cpu->tlb[idx], cpu->track.global[idx]);
+    }
+    cpu->track.used = 0;
+    fill_words(cpu->track.large_4m, 0, sizeof(cpu->track.large_4m) / 8);
+    cpu->track.large_1g = 0;
+    new_epoch(cpu);
+    soft_translation_flush(cpu, true, false, GVA(0));
+}
+
+void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
+{
+    drop_sites(cpu);
+    for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
+        if (!(cpu->track.used & 1u << idx))
+            continue;
+        drop_mapped(cpu->tlb[idx], cpu->track.local[idx]);
+        if (!any(cpu->track.global[idx]))
+            cpu->track.used &= ~(1u << idx);
+    }
+    new_epoch(cpu);
+    soft_translation_flush(cpu, false, false, GVA(0));
+}
+
+static void drop_entry(struct soft_cpu *cpu, unsigned idx, unsigned i)
+{
+    drop(&cpu->tlb[idx][i]);
+    cpu->track.local[idx][i / 64] &= ~(1ull << (i & 63));
+    cpu->track.global[idx][i / 64] &= ~(1ull << (i & 63));
+}
+
+/* Does the entry map a page of the naturally aligned region of 1 << shift bytes around `a`? */
+static bool entry_in_region(const struct tlb_entry *e, uint64_t a, unsigned shift)
+{
+    return (e->tag_read != TLB_INVALID && !((e->tag_read ^ a) >> shift)) ||
+           (e->tag_write != TLB_INVALID && !((e->tag_write ^ a) >> shift));
+}
+
+static void drop_region(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned shift)
+{
+    if (shift == PAGE_SHIFT) {
+        if (entry_in_region(&cpu->tlb[idx][slot_of(a)], a, shift))
+            drop_entry(cpu, idx, slot_of(a));
+        return;
+    }
+    for (unsigned w = 0; w < WORDS; w++)
+        for (uint64_t bits = cpu->track.local[idx][w] | cpu->track.global[idx][w]; bits; bits &= bits - 1) {
+            unsigned i = w * 64 + (unsigned)__builtin_ctzll(bits);
+            if (entry_in_region(&cpu->tlb[idx][i], a, shift))
+                drop_entry(cpu, idx, i);
+        }
+}
+
+static void drop_region_sites(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned shift)
+{
+    struct site_slot *s = cpu->site[idx][0];
+    for (unsigned i = 0; i < 2 * SITE_COUNT; i++)
+        if (!((s[i].tag ^ a) >> shift)) /* TLB_INVALID matches region 0: it stays what it is */
+            s[i].tag = TLB_INVALID;
+}
+
+void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
+{
+    unsigned shift = PAGE_SHIFT, h = bloom_hash(a.v >> SHIFT_LARGE, 10);
+    if (cpu->track.large_1g >> bloom_hash(a.v >> SHIFT_HUGE, 6) & 1)
+        shift = SHIFT_HUGE;
+    else if (cpu->track.large_4m[h / 64] >> (h & 63) & 1)
+        shift = SHIFT_LARGE;
+    for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
+        if (!(cpu->track.used & 1u << idx))
+            continue;
+        drop_region(cpu, idx, a.v, shift);
+        drop_region_sites(cpu, idx, a.v, shift);
+    }
+    new_epoch(cpu);
+    soft_translation_flush(cpu, true, shift == PAGE_SHIFT, a);
+}
+
+void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page)
+{
+    uint64_t gpa = page.v & PAGE_MASK;
+    uint64_t host = (uint64_t)(uintptr_t)soft_ram(soft_memory(cpu), gpa, PAGE_SIZE, false);
+    for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
+        if (!host || !(cpu->track.used & 1u << idx))
+            continue;
+        for (unsigned w = 0; w < WORDS; w++)
+            for (uint64_t bits = cpu->track.local[idx][w] | cpu->track.global[idx][w]; bits; bits &= bits - 1) {
+                struct tlb_entry *e = &cpu->tlb[idx][w * 64 + (unsigned)__builtin_ctzll(bits)];
+                if ((e->gpa & PAGE_MASK) == gpa)
+                    e->tag_write = TLB_INVALID;
+            }
+        struct site_slot *s = cpu->site[idx][1]; /* slots know no GPA, but where they lead */
+        for (unsigned i = 0; i < SITE_COUNT; i++)
+            if (s[i].tag + s[i].delta == host)
+                s[i].tag = TLB_INVALID;
+    }
+}
+
+/* ---- accesses by C code ---- */
+
+/* Part of an access that lies in one page, with its address resolved. */
+struct piece {
+    uint8_t *host; /* NULL: not (just) RAM */
+    gpa_t gpa;
+    uint32_t len;
+};
+
+/* One host access each, so that other vCPUs see aligned ones whole. */
+#define PACKED_TYPE(bits)                                                                                                     \
+    struct packed##bits {                                                                                                     \
+        uint##bits##_t v;                                                                                                     \
+    } __attribute__((packed, may_alias))
+PACKED_TYPE(16);
+PACKED_TYPE(32);
+PACKED_TYPE(64);
+
+static inline void move(void *dst, const void *src, uint32_t len)
+{
+    uint8_t *d = dst;
+    const uint8_t *s = src;
+    if (len > 128) {
+        soft_copy(dst, src, len);
+        return;
+    }
+    for (; len >= 8; len -= 8, d += 8, s += 8)
+        ((volatile struct packed64 *)d)->v = ((const volatile struct packed64 *)s)->v;
+    if (len & 4) {
+        ((volatile struct packed32 *)d)->v = ((const volatile struct packed32 *)s)->v;
+        d += 4;
+        s += 4;
+    }
+    if (len & 2) {
+        ((volatile struct packed16 *)d)->v = ((const volatile struct packed16 *)s)->v;
+        d += 2;
+        s += 2;
+    }
+    if (len & 1)
+        *(volatile uint8_t *)d = *(const volatile uint8_t *)s;
+}
+
+/* Devices see naturally sized accesses only. */
+static uint8_t mmio_size(uint32_t left)
+{
+    return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+static enum soft_result mmio_read(struct soft_cpu *cpu, uint64_t a, uint8_t *dst, uint32_t len)
+{
+    while (len) {
+        uint8_t n = mmio_size(len);
+        if (cpu->io.next >= SOFT_IO_PIECES) {
+            for (unsigned i = 0; i < n; i++)
+                dst[i] = 0xff;
+        } else if (cpu->io.next < cpu->io.count && cpu->io.replay[cpu->io.next].addr == a &&
+                   cpu->io.replay[cpu->io.next].len == n) {
+            move(dst, cpu->io.replay[cpu->io.next++].data, n);
+        } else {
+            cpu->io.count = cpu->io.next; /* another vCPU may have changed what this instruction reads */
+            cpu->exit->kind = VCPU_EXIT_MMIO;
+            cpu->exit->mmio.addr = GPA(a);
+            cpu->exit->mmio.len = n;
+            cpu->exit->mmio.write = false;
+            return SOFT_EXIT;
+        }
+        a += n, dst += n, len -= n;
+    }
+    return SOFT_OK;
+}
+
+static void mmio_write(struct soft_cpu *cpu, uint64_t a, const uint8_t *src, uint32_t len)
+{
+    while (len && cpu->io.writes < SOFT_IO_PIECES) {
+        uint8_t n = mmio_size(len);
+        cpu->io.write[cpu->io.writes].addr = a;
+        cpu->io.write[cpu->io.writes].len = n;
+        move(cpu->io.write[cpu->io.writes++].data, src, n);
+        a += n, src += n, len -= n;
+    }
+}
+
+static enum soft_result read_piece(struct soft_cpu *cpu, const struct piece *p, uint8_t *dst)
+{
+    const uint8_t *host = p->host ? p->host : soft_ram(soft_memory(cpu), p->gpa.v, p->len, false);
+    if (!host)
+        return mmio_read(cpu, p->gpa.v, dst, p->len);
+    move(dst, host, p->len);
+    return SOFT_OK;
+}
+
+static void write_piece(struct soft_cpu *cpu, const struct piece *p, const uint8_t *src)
+{
+    if (p->host) {
+        move(p->host, src, p->len);
+        return;
+    }
+    uint8_t *host = soft_ram(soft_memory(cpu), p->gpa.v, p->len, true);
+    if (!host) {
+        mmio_write(cpu, p->gpa.v, src, p->len);
+        return;
+    }
+    move(host, src, p->len);
+    if (soft_page_has_code(cpu, GPA(p->gpa.v & PAGE_MASK)))
+        soft_code_written(cpu, p->gpa, p->len);
+}
+
+/* Resolves an access of at most a page in one or two pieces; returns the first fault. */
+static enum soft_result resolve(struct soft_cpu *cpu, gva_t a, uint32_t len, enum soft_access acc, enum soft_mmu_idx idx, bool sys,
+                                struct piece p[2])
+{
+    uint32_t room = (uint32_t)(PAGE_SIZE - (a.v & ~PAGE_MASK));
+    p[0].len = len < room ? len : room;
+    p[1].len = len - p[0].len;
+    enum soft_result r = soft_tlb_lookup(cpu, a, acc, idx, &p[0].host, &p[0].gpa);
+    if (r != SOFT_OK || !p[1].len)
+        return r;
+    uint64_t next = a.v + p[0].len;
+    if (!soft_long_mode(cpu) || (!sys && !soft_code64(cpu)))
+        next = (uint32_t)next; /* linear addresses wrap at 4 GiB */
+    return soft_tlb_lookup(cpu, GVA(next), acc, idx, &p[1].host, &p[1].gpa);
+}
+
+/* #AC, at CPL 3 only (SDM vol. 3 6.15, interrupt 17). */
+static inline bool misaligned(const struct soft_cpu *cpu, uint64_t a, uint32_t len, enum soft_mmu_idx idx)
+{
+    return idx == MMU_USER && (cpu->rflags & FL_AC) && (cpu->cr0 & CR0_AM) && len <= 16 && !(len & (len - 1)) && (a & (len - 1));
+}
+
+static enum soft_result load_slow(struct soft_cpu *cpu, gva_t a, uint8_t *dst, uint32_t len, enum soft_mmu_idx idx, bool sys)
+{
+    struct piece p[2];
+    if (len > PAGE_SIZE)
+        return soft_raise_err(cpu, EXC_GP, 0); /* no instruction does; a caller's mistake must not run over dst */
+    enum soft_result r = resolve(cpu, a, len, ACC_READ, idx, sys, p);
+    if (r == SOFT_OK)
+        r = read_piece(cpu, &p[0], dst);
+    if (r == SOFT_OK && p[1].len)
+        r = read_piece(cpu, &p[1], dst + p[0].len);
+    if (r == SOFT_OK && !sys && watching(cpu))
+        cpu->pending_db |= breakpoints(cpu, a.v, len, false);
+    return r;
+}
+
+static enum soft_result store_slow(struct soft_cpu *cpu, gva_t a, const uint8_t *src, uint32_t len, enum soft_mmu_idx idx, bool sys)
+{
+    struct piece p[2];
+    if (len > PAGE_SIZE)
+        return soft_raise_err(cpu, EXC_GP, 0);
+    enum soft_result r = resolve(cpu, a, len, ACC_WRITE, idx, sys, p);
+    if (r != SOFT_OK)
+        return r;
+    write_piece(cpu, &p[0], src);
+    if (p[1].len)
+        write_piece(cpu, &p[1], src + p[0].len);
+    if (!sys && watching(cpu))
+        cpu->pending_db |= breakpoints(cpu, a.v, len, true);
+    return SOFT_OK;
+}
+
+enum soft_result soft_load(struct soft_cpu *cpu, gva_t a, void *dst, uint32_t len, enum soft_mmu_idx idx)
+{
+    uint64_t page = a.v & PAGE_MASK;
+    const struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
+    if (misaligned(cpu, a.v, len, idx))
+        return soft_raise_err(cpu, EXC_AC, 0);
+    if (e->tag_read != page || (a.v & ~PAGE_MASK) + len > PAGE_SIZE)
+        return load_slow(cpu, a, dst, len, idx, false);
+    move(dst, (const uint8_t *)(uintptr_t)(a.v + e->delta), len);
+    return SOFT_OK;
+}
+
+enum soft_result soft_store(struct soft_cpu *cpu, gva_t a, const void *src, uint32_t len, enum soft_mmu_idx idx)
+{
+    uint64_t page = a.v & PAGE_MASK;
+    const struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
+    if (misaligned(cpu, a.v, len, idx))
+        return soft_raise_err(cpu, EXC_AC, 0);
+    if (e->tag_write != page || (a.v & ~PAGE_MASK) + len > PAGE_SIZE)
+        return store_slow(cpu, a, src, len, idx, false);
+    move((uint8_t *)(uintptr_t)(a.v + e->delta), src, len);
+    return SOFT_OK;
+}
+
+enum soft_result soft_probe_store(struct soft_cpu *cpu, gva_t a, uint32_t len, enum soft_mmu_idx idx)
+{
+    struct piece p[2];
+    if (misaligned(cpu, a.v, len, idx))
+        return soft_raise_err(cpu, EXC_AC, 0);
+    return len ? resolve(cpu, a, len, ACC_WRITE, idx, false, p) : SOFT_OK;
+}
+
+enum soft_result soft_load_sys(struct soft_cpu *cpu, uint64_t a, void *dst, uint32_t len)
+{
+    return load_slow(cpu, GVA(a), dst, len, MMU_KERNEL, true);
+}
+
+enum soft_result soft_store_sys(struct soft_cpu *cpu, uint64_t a, const void *src, uint32_t len)
+{
+    return store_slow(cpu, GVA(a), src, len, MMU_KERNEL, true);
+}
