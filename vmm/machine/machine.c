@@ -1,0 +1,372 @@
+/* Creation, life cycle and reset of a machine. */
+#define _GNU_SOURCE
+#include "vmm/machine/machine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "vmm/machine/machine_internal.h"
+
+/* How long output that the console does not take may hold up the end of a run, counted from its last progress. */
+#define FLUSH_PATIENCE_NS 3000000000ull
+
+/* ---- callbacks of the devices ---- */
+
+static void on_interrupt(void *ctx, unsigned vcpu)
+{
+    struct machine *m = ctx;
+    if (vcpu < m->cpus && m->vcpu[vcpu])
+        machine_vcpu_interrupt(m->vcpu[vcpu]);
+}
+
+static void on_init(void *ctx, unsigned vcpu)
+{
+    struct machine *m = ctx;
+    if (vcpu < m->cpus && m->vcpu[vcpu])
+        machine_vcpu_init_signal(m->vcpu[vcpu]);
+}
+
+static void on_sipi(void *ctx, unsigned vcpu, uint8_t vector)
+{
+    struct machine *m = ctx;
+    if (vcpu < m->cpus && m->vcpu[vcpu])
+        machine_vcpu_sipi_signal(m->vcpu[vcpu], vector);
+}
+
+static size_t on_output(void *ctx, const uint8_t *data, size_t len)
+{
+    struct machine *m = ctx;
+    size_t taken = m->console.output ? m->console.output(m->console.ctx, data, len) : len;
+    m->output_bytes += taken;
+    return taken;
+}
+
+static void on_room(void *ctx)
+{
+    struct machine *m = ctx;
+    if (m->console.room)
+        m->console.room(m->console.ctx);
+}
+
+static void on_power_off(void *ctx)
+{
+    machine_stop(ctx, MACHINE_EXIT_OK);
+}
+
+static void on_reset(void *ctx)
+{
+    machine_reset(ctx);
+}
+
+static void on_debug_exit(void *ctx, uint32_t status)
+{
+    machine_stop(ctx, (int)(status & 0xff));
+}
+
+/* ---- creation ---- */
+
+static int check_config(const struct machine_config *c, struct nerr *e)
+{
+    if (c->memory < MACHINE_MIN_MEMORY || c->memory > MACHINE_MAX_MEMORY || c->memory % PAGE_SIZE)
+        return nerr_set(e, -EINVAL, "--memory: %llu bytes is not possible; give a multiple of 4K from 2M to 1T", (unsigned long long)c->memory);
+    if (c->cpus < 1 || c->cpus > MACHINE_MAX_CPUS)
+        return nerr_set(e, -EINVAL, "--cpus: %u is not possible; give 1 to %d", c->cpus, MACHINE_MAX_CPUS);
+    if (c->debug_exit_port != MACHINE_NO_DEBUG_EXIT && (c->debug_exit_port < 1 || c->debug_exit_port > 0xffff))
+        return nerr_set(e, -EINVAL, "--debug-exit: port %d is not possible; give 1 to 0xffff, usually 0xf4", c->debug_exit_port);
+    return 0;
+}
+
+/* ACPI tables and kernel, into memory whose contents may be anything. */
+static int load(struct machine *m, struct nerr *e)
+{
+    struct acpi_config acpi = {.vcpus = m->cpus, .pic_and_ioapic = true};
+    int r = acpi_build(&m->memory, &acpi, &m->rsdp, e);
+    if (!r)
+        r = boot_load(m->image, &m->memory, &m->map, m->rsdp, m->boot_state, e);
+    return r;
+}
+
+static int create_memory(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    int r = boot_open(c->kernel, c->initrd, c->append, &m->image, e);
+    if (!r)
+        r = guest_memory_create(&m->memory, c->memory, e);
+    if (r)
+        return r;
+    boot_memory_map_init(&m->map, &m->memory);
+    r = boot_memory_map_set(&m->map, ACPI_AREA_BASE, ACPI_AREA_SIZE, BOOT_RESERVED, e);
+    m->boot_state = aligned_alloc(64, sizeof(*m->boot_state));
+    if (!r && !m->boot_state)
+        r = nerr_set(e, -ENOMEM, "machine: out of memory");
+    return r ? r : load(m, e);
+}
+
+static int create_devices(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    m->loop = event_loop_create(e);
+    if (!m->loop)
+        return -ENOMEM;
+    struct irqchip_host host = {.ctx = m, .interrupt = on_interrupt, .init = on_init, .sipi = on_sipi};
+    int r = irqchip_create(m->cpus, m->loop, &host, &m->irqchip, e);
+    if (!r)
+        r = irqchip_attach(m->irqchip, &m->bus, e);
+    if (r)
+        return r;
+    struct platform_config p = {
+        .loop = m->loop,
+        .irqchip = m->irqchip,
+        .bus = &m->bus,
+        .vcpus = m->cpus,
+        .ram_size = m->memory.ram_size,
+        .debug_exit_port = c->debug_exit_port == MACHINE_NO_DEBUG_EXIT ? 0 : (uint16_t)c->debug_exit_port,
+        .testdev = c->debug_exit_port != MACHINE_NO_DEBUG_EXIT,
+        .cb = {.ctx = m, .serial_output = on_output, .serial_room = on_room, .power_off = on_power_off, .reset = on_reset,
+               .debug_exit = on_debug_exit},
+    };
+    return platform_create(&p, &m->platform, e);
+}
+
+static int create_vcpus(struct machine *m, struct nerr *e)
+{
+    struct engine_config cfg = {.memory = &m->memory, .vcpus = m->cpus};
+    int r = m->ops->create(&cfg, &m->engine, e);
+    for (unsigned i = 0; i < m->cpus && !r; i++) {
+        struct machine_vcpu *v = calloc(1, sizeof(*v));
+        if (!v)
+            return nerr_set(e, -ENOMEM, "machine: out of memory");
+        v->machine = m;
+        v->id = i;
+        v->wait_sipi = i != 0;
+        v->load_boot_state = i == 0;
+        r = m->ops->vcpu_create(m->engine, i, irqchip_port(m->irqchip, i), &v->engine_vcpu, e);
+        if (r)
+            free(v);
+        else
+            m->vcpu[i] = v;
+    }
+    return r;
+}
+
+int machine_create(const struct machine_config *cfg, struct machine **out, struct nerr *e)
+{
+    *out = NULL;
+    int r = check_config(cfg, e);
+    if (r)
+        return r;
+    struct machine *m = calloc(1, sizeof(*m));
+    if (!m)
+        return nerr_set(e, -ENOMEM, "machine: out of memory");
+    m->name = cfg->name ? cfg->name : "vm";
+    m->ops = cfg->engine;
+    m->no_reboot = cfg->no_reboot;
+    m->cpus = cfg->cpus;
+    m->console = cfg->console;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_cond_init(&m->changed, NULL);
+    atomic_init(&m->want, WANT_RUN);
+    atomic_init(&m->state, MACHINE_CREATED);
+    r = create_memory(m, cfg, e);
+    if (!r)
+        r = create_devices(m, cfg, e);
+    if (!r)
+        r = create_vcpus(m, e);
+    if (r) {
+        machine_destroy(m);
+        return r;
+    }
+    *out = m;
+    return 0;
+}
+
+void machine_destroy(struct machine *m)
+{
+    if (!m)
+        return;
+    for (unsigned i = 0; i < m->cpus; i++)
+        if (m->vcpu[i] && m->vcpu[i]->started)
+            return; /* a thread that did not stop still uses all of this; the process ends soon and takes it along */
+    /* The devices' timers stop before the vCPUs that they interrupt go away. */
+    if (m->platform)
+        platform_destroy(m->platform);
+    if (m->irqchip)
+        irqchip_destroy(m->irqchip);
+    if (m->engine)
+        m->ops->destroy(m->engine);
+    for (unsigned i = 0; i < m->cpus; i++)
+        free(m->vcpu[i]);
+    if (m->loop)
+        event_loop_destroy(m->loop);
+    boot_close(m->image);
+    guest_memory_destroy(&m->memory);
+    free(m->boot_state);
+    pthread_cond_destroy(&m->changed);
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+}
+
+/* ---- stop and reset ---- */
+
+static void kick_all(struct machine *m)
+{
+    for (unsigned i = 0; i < m->cpus; i++)
+        machine_vcpu_kick(m->vcpu[i]);
+}
+
+void machine_stop(struct machine *m, int status)
+{
+    pthread_mutex_lock(&m->lock);
+    bool first = !m->stopped;
+    if (first) {
+        m->stopped = true;
+        m->status = status;
+        atomic_store(&m->want, WANT_QUIT);
+        pthread_cond_broadcast(&m->changed);
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (first) {
+        kick_all(m);
+        event_loop_stop(m->loop);
+    }
+}
+
+/* Every page of RAM may have changed under translations the engine keeps. */
+static void forget_code(struct machine *m)
+{
+    if (!m->ops->memory_written)
+        return;
+    for (unsigned i = 0; i < m->memory.slots; i++)
+        m->ops->memory_written(m->engine, m->memory.slot[i].base, m->memory.slot[i].size);
+}
+
+/* On the loop's thread, with all vCPUs parked: nobody uses a device or memory now. */
+static void do_reset(void *ctx)
+{
+    struct machine *m = ctx;
+    struct nerr e;
+    atomic_store(&m->state, MACHINE_RESETTING);
+    platform_serial_flush(m->platform);
+    platform_reset(m->platform);
+    irqchip_reset(m->irqchip);
+    if (load(m, &e)) {
+        nc_error("reset: %s", e.text);
+        machine_stop(m, MACHINE_EXIT_HOST);
+        return;
+    }
+    forget_code(m);
+    for (unsigned i = 0; i < m->cpus; i++) {
+        atomic_store(&m->vcpu[i]->signals, 0);
+        m->vcpu[i]->wait_sipi = i != 0;
+        m->vcpu[i]->load_boot_state = i == 0;
+    }
+    m->resets++;
+    pthread_mutex_lock(&m->lock);
+    m->reset_pending = false;
+    if (!m->stopped) {
+        atomic_store(&m->state, MACHINE_RUNNING);
+        atomic_store(&m->want, WANT_RUN);
+    }
+    pthread_cond_broadcast(&m->changed);
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* Called with the lock held. The loop never waits for vCPUs to park, so that it stays there for the user: the last one to park
+ * sends it on. */
+void machine_reset_if_parked(struct machine *m)
+{
+    if (!m->reset_pending || m->stopped || m->parked < m->cpus)
+        return;
+    if (event_loop_post(m->loop, do_reset, m)) {
+        m->stopped = true;
+        m->status = MACHINE_EXIT_HOST;
+        atomic_store(&m->want, WANT_QUIT);
+        pthread_cond_broadcast(&m->changed);
+        event_loop_stop(m->loop);
+    }
+}
+
+void machine_reset(struct machine *m)
+{
+    if (m->no_reboot) {
+        machine_stop(m, MACHINE_EXIT_OK);
+        return;
+    }
+    pthread_mutex_lock(&m->lock);
+    bool first = !m->reset_pending && !m->stopped;
+    if (first) {
+        m->reset_pending = true;
+        atomic_store(&m->want, WANT_PARK);
+        machine_reset_if_parked(m);
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (first)
+        kick_all(m);
+}
+
+/* ---- the run ---- */
+
+/* What the guest wrote last must reach the console, but a console that takes nothing must not hold us for ever. */
+static void flush_console(struct machine *m)
+{
+    uint64_t since = clock_mono_ns(), bytes = m->output_bytes;
+    while (!platform_serial_flush(m->platform)) {
+        uint64_t now = clock_mono_ns();
+        if (m->output_bytes != bytes) {
+            bytes = m->output_bytes;
+            since = now;
+        } else if (now - since > FLUSH_PATIENCE_NS) {
+            nc_warn("the console takes no more output; its last bytes are lost");
+            return;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+    }
+}
+
+int machine_run(struct machine *m)
+{
+    struct nerr e;
+    m->start_ns = clock_mono_ns();
+    atomic_store(&m->state, MACHINE_RUNNING);
+    int r = machine_vcpus_start(m, &e);
+    if (!r)
+        r = event_loop_run(m->loop, &e);
+    if (r) {
+        nc_error("%s", e.text);
+        machine_stop(m, MACHINE_EXIT_HOST);
+    }
+    machine_stop(m, MACHINE_EXIT_OK); /* no effect when a status is there already */
+    if (!machine_vcpus_join(m))
+        nc_error("a vCPU did not stop; ending without it (please report this)");
+    flush_console(m);
+    m->end_ns = clock_mono_ns();
+    atomic_store(&m->state, MACHINE_STOPPED);
+    return m->status;
+}
+
+void machine_power_button(struct machine *m)
+{
+    platform_power_button(m->platform);
+}
+
+size_t machine_serial_input(struct machine *m, const uint8_t *data, size_t len)
+{
+    return platform_serial_input(m->platform, data, len);
+}
+
+enum machine_state machine_state(const struct machine *m)
+{
+    return (enum machine_state)atomic_load(&m->state);
+}
+
+struct event_loop *machine_loop(struct machine *m)
+{
+    return m->loop;
+}
+
+const struct guest_memory *machine_memory(const struct machine *m)
+{
+    return &m->memory;
+}

@@ -1,0 +1,85 @@
+/* The machine: board, vCPU threads, life cycle. It knows nothing of terminals or options; its user (cli/) gives it a
+ * configuration and a console, and gets an exit status.
+ *
+ * Threads: create, run, destroy and the statistics belong to one thread (the main one), which runs the event loop while the
+ * machine runs. Functions marked [any] may be called from any thread between create and destroy. */
+#ifndef NACELLE_VMM_MACHINE_H
+#define NACELLE_VMM_MACHINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "common/error.h"
+#include "vmm/engine/engine.h"
+
+struct event_loop;
+struct machine;
+
+/* Exit statuses of a run. With a debug-exit port the guest's own are odd: (v << 1) | 1. */
+enum machine_status {
+    MACHINE_EXIT_OK = 0,      /* powered off; reset under no_reboot; ended by the user */
+    MACHINE_EXIT_HOST = 1,    /* the host failed (memory, event loop) */
+    MACHINE_EXIT_USAGE = 2,   /* bad option, file or size: nothing was run */
+    MACHINE_EXIT_TRIPLE = 4,  /* triple fault under no_reboot */
+    MACHINE_EXIT_ENGINE = 5,  /* the CPU engine failed */
+};
+
+enum machine_state {
+    MACHINE_CREATED,   /* loaded, vCPU threads not started */
+    MACHINE_RUNNING,
+    MACHINE_RESETTING, /* vCPUs parked while devices and kernel are made new */
+    MACHINE_STOPPED,   /* has an exit status */
+};
+
+#define MACHINE_MAX_CPUS ENGINE_MAX_VCPUS
+#define MACHINE_MIN_MEMORY (2ull << 20)  /* bytes */
+#define MACHINE_MAX_MEMORY (1ull << 40)
+#define MACHINE_NO_DEBUG_EXIT (-1)
+
+struct machine_console {
+    void *ctx;
+    /* Guest output: takes up to `len` bytes without blocking for long, returns how many. On the loop's thread. */
+    size_t (*output)(void *ctx, const uint8_t *data, size_t len);
+    /* There is room for input again after machine_serial_input() took less than given. Any thread. May be NULL. */
+    void (*room)(void *ctx);
+};
+
+/* All strings are copied or used during machine_create() only, `name` excepted, which must outlive the machine. */
+struct machine_config {
+    const char *name;     /* for messages and statistics; may be NULL */
+    const char *kernel;   /* file; never NULL */
+    const char *initrd;   /* file (multiboot: list), or NULL */
+    const char *append;   /* command line, or NULL */
+    uint64_t memory;      /* bytes, multiple of 4 KiB */
+    unsigned cpus;        /* 1..MACHINE_MAX_CPUS */
+    const struct engine_ops *engine;
+    bool no_reboot;
+    int debug_exit_port;  /* 0..0xffff, or MACHINE_NO_DEBUG_EXIT */
+    struct machine_console console;
+};
+
+/* Checks the configuration, loads the kernel, then creates everything. A failure leaves nothing behind. */
+int machine_create(const struct machine_config *cfg, struct machine **out, struct nerr *e);
+void machine_destroy(struct machine *m); /* NULL is fine; the machine must not be running */
+
+/* Runs until the guest ends or machine_stop(); the exit status. Registers and reasons of failures go to stderr. */
+int machine_run(struct machine *m);
+/* [any] Ends the run with `status`; the first call wins. */
+void machine_stop(struct machine *m, int status);
+/* [any] Starts the guest anew (or ends the run with 0 under no_reboot). */
+void machine_reset(struct machine *m);
+/* [any] The user pressed the power button. */
+void machine_power_button(struct machine *m);
+/* [any] Console input; returns how many bytes were taken. */
+size_t machine_serial_input(struct machine *m, const uint8_t *data, size_t len);
+enum machine_state machine_state(const struct machine *m); /* [any] */
+struct event_loop *machine_loop(struct machine *m);
+const struct guest_memory *machine_memory(const struct machine *m);
+
+/* What the run cost, after machine_run(): a table, or JSON into a file. */
+void machine_stats_print(struct machine *m, FILE *out);
+int machine_stats_json(struct machine *m, const char *path, struct nerr *e);
+
+#endif

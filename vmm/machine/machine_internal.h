@@ -1,0 +1,98 @@
+/* Private header of vmm/machine. */
+#ifndef NACELLE_VMM_MACHINE_INTERNAL_H
+#define NACELLE_VMM_MACHINE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "common/event.h"
+#include "vmm/boot/boot.h"
+#include "vmm/bus/bus.h"
+#include "vmm/irq/irq.h"
+#include "vmm/machine/machine.h"
+#include "vmm/memory/memory.h"
+#include "vmm/platform/platform.h"
+
+/* A vCPU sleeps on its own word: AWAKE -> SLEEPING by itself; anyone -> NOTIFIED. */
+enum wake_word { WAKE_NONE = 0, WAKE_NOTIFIED = 1, WAKE_SLEEPING = 2 };
+
+/* INIT and SIPI that arrived, in one word so that their order is never lost: a new INIT drops an older SIPI. */
+#define SIGNAL_INIT 0x1u
+#define SIGNAL_SIPI 0x2u
+#define SIGNAL_VECTOR_SHIFT 8
+
+#define EXIT_KINDS (VCPU_EXIT_PAUSE + 1)
+#define MACHINE_MAX_ENGINE_STATS 64
+
+struct machine_vcpu {
+    struct machine *machine;
+    unsigned id;
+    struct vcpu *engine_vcpu;
+    pthread_t thread;
+    bool started;
+    bool wait_sipi;         /* own thread, or while parked */
+    bool load_boot_state;   /* the boot vCPU takes machine->boot_state before it runs next */
+    _Atomic uint32_t wake;   /* enum wake_word, a futex */
+    _Atomic uint32_t signals; /* SIGNAL_* */
+    /* Counters of its own thread. */
+    uint64_t exits[EXIT_KINDS];
+    uint64_t sleeps, sleep_ns;
+    uint64_t access[2][BUS_MAX_REGIONS + 1]; /* by space and region; the last is "nobody's" */
+    struct vcpu_exit exit;
+};
+
+enum machine_want { WANT_RUN, WANT_PARK, WANT_QUIT };
+
+struct machine {
+    /* Configuration */
+    const char *name;
+    const struct engine_ops *ops;
+    bool no_reboot;
+    unsigned cpus;
+    struct machine_console console;
+
+    struct boot_image *image;
+    struct guest_memory memory;
+    struct boot_memory_map map;
+    gpa_t rsdp;
+    struct cpu_state *boot_state; /* of vCPU 0; aligned, since it is larger than a stack likes */
+
+    struct event_loop *loop;
+    struct bus bus;
+    struct irqchip *irqchip;
+    struct platform *platform;
+    struct engine *engine;
+    struct machine_vcpu *vcpu[MACHINE_MAX_CPUS];
+
+    /* Life cycle. `want` is read by vCPUs without the lock between two runs. */
+    _Atomic int want;
+    _Atomic int state;
+    pthread_mutex_t lock;   /* parked, stopped, status, resetting */
+    pthread_cond_t changed;
+    unsigned parked;        /* vCPU threads that honour WANT_PARK */
+    bool stopped;
+    bool reset_pending;
+    int status;
+    uint64_t start_ns, end_ns;
+    uint64_t resets;
+    uint64_t output_bytes; /* taken by the console; loop's thread */
+};
+
+/* machine.c: a vCPU parked. Called with the lock held. */
+void machine_reset_if_parked(struct machine *m);
+
+/* vcpu.c */
+int machine_vcpus_start(struct machine *m, struct nerr *e);
+/* Joins all threads; false when one did not stop in time (an engine that ignores kicks). */
+bool machine_vcpus_join(struct machine *m);
+/* Makes a vCPU look around: leaves the engine or its sleep. Any thread. */
+void machine_vcpu_kick(struct machine_vcpu *v);
+/* An interrupt may be pending: cheaper than a kick. Any thread. */
+void machine_vcpu_interrupt(struct machine_vcpu *v);
+void machine_vcpu_init_signal(struct machine_vcpu *v);
+void machine_vcpu_sipi_signal(struct machine_vcpu *v, uint8_t vector);
+
+/* dump.c: registers for people. */
+void machine_dump(FILE *out, unsigned vcpu, const struct cpu_state *s);
+
+#endif

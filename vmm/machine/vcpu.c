@@ -1,0 +1,313 @@
+/* One host thread per vCPU: runs the engine, carries out what it exits for, sleeps in HLT. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "vmm/machine/machine_internal.h"
+
+#define JOIN_SECONDS 5
+
+/* ---- sleep and wake-up: no lock, no system call unless somebody sleeps ---- */
+
+static void wake(struct machine_vcpu *v)
+{
+    if (atomic_exchange(&v->wake, WAKE_NOTIFIED) == WAKE_SLEEPING)
+        syscall(SYS_futex, &v->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* Returns at once when a notification came since the last sleep. It may return early; callers look again. */
+static void sleep_until_woken(struct machine_vcpu *v)
+{
+    uint32_t none = WAKE_NONE;
+    if (atomic_compare_exchange_strong(&v->wake, &none, WAKE_SLEEPING)) {
+        uint64_t before = clock_mono_ns();
+        while (atomic_load(&v->wake) == WAKE_SLEEPING)
+            syscall(SYS_futex, &v->wake, FUTEX_WAIT_PRIVATE, WAKE_SLEEPING, NULL, NULL, 0);
+        v->sleeps++;
+        v->sleep_ns += clock_mono_ns() - before;
+    }
+    atomic_store(&v->wake, WAKE_NONE);
+}
+
+void machine_vcpu_kick(struct machine_vcpu *v)
+{
+    v->machine->ops->kick(v->engine_vcpu);
+    wake(v);
+}
+
+void machine_vcpu_interrupt(struct machine_vcpu *v)
+{
+    v->machine->ops->interrupt(v->engine_vcpu);
+    wake(v);
+}
+
+void machine_vcpu_init_signal(struct machine_vcpu *v)
+{
+    atomic_store(&v->signals, SIGNAL_INIT);
+    machine_vcpu_kick(v);
+}
+
+void machine_vcpu_sipi_signal(struct machine_vcpu *v, uint8_t vector)
+{
+    uint32_t old = atomic_load(&v->signals), new;
+    do {
+        new = (old & SIGNAL_INIT) | SIGNAL_SIPI | (uint32_t)vector << SIGNAL_VECTOR_SHIFT;
+    } while (!atomic_compare_exchange_weak(&v->signals, &old, new));
+    machine_vcpu_kick(v);
+}
+
+/* ---- start-up ---- */
+
+static void engine_failed(struct machine_vcpu *v, const char *why)
+{
+    struct cpu_state *s = aligned_alloc(64, sizeof(*s));
+    nc_error("vcpu %u: the %s engine failed: %s; please report it with the registers below", v->id, v->machine->ops->name, why);
+    if (s && v->machine->ops->get_state(v->engine_vcpu, s) == 0)
+        machine_dump(stderr, v->id, s);
+    free(s);
+    machine_stop(v->machine, MACHINE_EXIT_ENGINE);
+}
+
+static void start_at_sipi(struct machine_vcpu *v, uint8_t vector)
+{
+    struct nerr e;
+    struct cpu_state *s = aligned_alloc(64, 2 * sizeof(*s));
+    if (!s || v->machine->ops->get_state(v->engine_vcpu, s)) {
+        free(s);
+        engine_failed(v, "no state to start from");
+        return;
+    }
+    struct cpu_state *old = s + 1;
+    *old = *s;
+    cpu_state_sipi(s, vector);
+    /* INIT leaves the FPU, PAT, TSC and the machine-specific registers alone (SDM vol. 3 table 10-1). */
+    memcpy(s->xsave, old->xsave, sizeof(s->xsave));
+    s->xcr0 = old->xcr0;
+    s->pat = old->pat;
+    s->tsc_offset = old->tsc_offset;
+    s->tsc_aux = old->tsc_aux;
+    s->star = old->star;
+    s->lstar = old->lstar;
+    s->cstar = old->cstar;
+    s->sfmask = old->sfmask;
+    s->kernel_gs_base = old->kernel_gs_base;
+    s->sysenter_cs = old->sysenter_cs;
+    s->sysenter_esp = old->sysenter_esp;
+    s->sysenter_eip = old->sysenter_eip;
+    if (v->machine->ops->set_state(v->engine_vcpu, s, &e))
+        engine_failed(v, e.text);
+    else
+        v->wait_sipi = false;
+    free(s);
+}
+
+static void take_signals(struct machine_vcpu *v)
+{
+    uint32_t s = atomic_exchange(&v->signals, 0);
+    if (s & SIGNAL_INIT) {
+        /* An INIT of the boot processor starts the firmware, and with it the machine, anew. */
+        if (v->id == 0) {
+            machine_reset(v->machine);
+            return;
+        }
+        v->wait_sipi = true;
+    }
+    if (s & SIGNAL_SIPI && v->wait_sipi)
+        start_at_sipi(v, (uint8_t)(s >> SIGNAL_VECTOR_SHIFT));
+}
+
+static void load_boot_state(struct machine_vcpu *v)
+{
+    struct nerr e;
+    v->load_boot_state = false;
+    if (v->machine->ops->set_state(v->engine_vcpu, v->machine->boot_state, &e))
+        engine_failed(v, e.text);
+}
+
+/* ---- exits ---- */
+
+/* Counts an access under the region that handles it; lookups are a small part of what an exit costs. */
+static void count_access(struct machine_vcpu *v, enum bus_space space, uint64_t addr)
+{
+    const struct bus *b = &v->machine->bus;
+    const struct bus_region *r = b->region[space];
+    unsigned lo = 0, hi = b->regions[space];
+    while (lo < hi) {
+        unsigned mid = (lo + hi) / 2;
+        if (r[mid].base <= addr)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (lo == 0 || addr - r[lo - 1].base >= r[lo - 1].size)
+        lo = BUS_MAX_REGIONS + 1;
+    v->access[space][lo - 1]++;
+}
+
+static void do_io(struct machine_vcpu *v)
+{
+    struct vcpu_exit *x = &v->exit;
+    unsigned size = x->io.size;
+    count_access(v, BUS_PIO, x->io.port);
+    for (uint32_t i = 0; i < x->io.count && (i + 1) * size <= sizeof(x->io.data); i++) {
+        uint64_t value = 0;
+        if (x->io.write) {
+            memcpy(&value, x->io.data + i * size, size);
+            bus_write(&v->machine->bus, BUS_PIO, x->io.port, size, value);
+        } else {
+            value = bus_read(&v->machine->bus, BUS_PIO, x->io.port, size);
+            memcpy(x->io.data + i * size, &value, size);
+        }
+    }
+}
+
+/* The bus takes powers of two; other widths (a store that ends at RAM's edge) go byte by byte. */
+static void do_mmio(struct machine_vcpu *v)
+{
+    struct vcpu_exit *x = &v->exit;
+    const struct bus *b = &v->machine->bus;
+    unsigned len = x->mmio.len > 8 ? 8 : x->mmio.len;
+    unsigned step = len & (len - 1) ? 1 : len;
+    count_access(v, BUS_MMIO, x->mmio.addr.v);
+    for (unsigned i = 0; i < len; i += step) {
+        uint64_t value = 0;
+        if (x->mmio.write) {
+            memcpy(&value, x->mmio.data + i, step);
+            bus_write(b, BUS_MMIO, x->mmio.addr.v + i, step, value);
+        } else {
+            value = bus_read(b, BUS_MMIO, x->mmio.addr.v + i, step);
+            memcpy(x->mmio.data + i, &value, step);
+        }
+    }
+}
+
+static void triple_fault(struct machine_vcpu *v)
+{
+    struct machine *m = v->machine;
+    if (!m->no_reboot) {
+        nc_info("vcpu %u: triple fault; the machine resets", v->id);
+        machine_reset(m);
+        return;
+    }
+    struct cpu_state *s = aligned_alloc(64, sizeof(*s));
+    nc_error("vcpu %u: triple fault; the registers:", v->id);
+    if (s && m->ops->get_state(v->engine_vcpu, s) == 0)
+        machine_dump(stderr, v->id, s);
+    free(s);
+    machine_stop(m, MACHINE_EXIT_TRIPLE);
+}
+
+static void dispatch(struct machine_vcpu *v)
+{
+    if ((unsigned)v->exit.kind < EXIT_KINDS)
+        v->exits[v->exit.kind]++;
+    switch (v->exit.kind) {
+    case VCPU_EXIT_KICKED: break;
+    case VCPU_EXIT_IO: do_io(v); break;
+    case VCPU_EXIT_MMIO: do_mmio(v); break;
+    case VCPU_EXIT_HLT: sleep_until_woken(v); break;
+    case VCPU_EXIT_PAUSE: sched_yield(); break;
+    case VCPU_EXIT_SHUTDOWN: triple_fault(v); break;
+    case VCPU_EXIT_FAIL: engine_failed(v, v->exit.fail); break;
+    default: engine_failed(v, "unknown exit"); break;
+    }
+}
+
+/* Waits while the machine is being reset. False: the run is over. */
+static bool park(struct machine_vcpu *v)
+{
+    struct machine *m = v->machine;
+    pthread_mutex_lock(&m->lock);
+    m->parked++;
+    machine_reset_if_parked(m);
+    while (atomic_load(&m->want) == WANT_PARK)
+        pthread_cond_wait(&m->changed, &m->lock);
+    m->parked--;
+    pthread_mutex_unlock(&m->lock);
+    return atomic_load(&m->want) != WANT_QUIT;
+}
+
+static void *vcpu_thread(void *arg)
+{
+    struct machine_vcpu *v = arg;
+    struct machine *m = v->machine;
+    irqchip_set_current_vcpu(v->id);
+    for (;;) {
+        int want = atomic_load(&m->want);
+        if (want == WANT_QUIT || (want == WANT_PARK && !park(v)))
+            break;
+        if (want != WANT_RUN)
+            continue;
+        if (v->load_boot_state)
+            load_boot_state(v);
+        else if (atomic_load(&v->signals))
+            take_signals(v);
+        else if (v->wait_sipi)
+            sleep_until_woken(v);
+        else {
+            m->ops->run(v->engine_vcpu, &v->exit);
+            dispatch(v);
+        }
+    }
+    return NULL;
+}
+
+/* Everything is blocked but what a fault of the thread itself raises: the main thread takes the others (signalfd). */
+static void vcpu_signal_mask(sigset_t *set)
+{
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+    sigfillset(set);
+    for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++)
+        sigdelset(set, own[i]);
+}
+
+int machine_vcpus_start(struct machine *m, struct nerr *e)
+{
+    sigset_t block, before;
+    int r = 0;
+    vcpu_signal_mask(&block);
+    pthread_sigmask(SIG_SETMASK, &block, &before); /* inherited by the threads */
+    for (unsigned i = 0; i < m->cpus && !r; i++) {
+        struct machine_vcpu *v = m->vcpu[i];
+        char name[16];
+        r = pthread_create(&v->thread, NULL, vcpu_thread, v);
+        if (r)
+            break;
+        v->started = true;
+        snprintf(name, sizeof(name), "vcpu%u", i);
+        pthread_setname_np(v->thread, name);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (r)
+        return nerr_set(e, -r, "cannot start a vCPU thread: %s; use fewer --cpus", strerror(r));
+    return 0;
+}
+
+bool machine_vcpus_join(struct machine *m)
+{
+    struct timespec until;
+    bool all = true;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += JOIN_SECONDS;
+    for (unsigned i = 0; i < m->cpus; i++) {
+        struct machine_vcpu *v = m->vcpu[i];
+        if (!v->started)
+            continue;
+        machine_vcpu_kick(v);
+        if (pthread_timedjoin_np(v->thread, NULL, &until) == 0)
+            v->started = false;
+        else
+            all = false;
+    }
+    return all;
+}
