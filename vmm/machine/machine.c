@@ -271,6 +271,7 @@ static void do_reset(void *ctx)
     }
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
+    on_room(m); /* the serial port forgot that it had refused input */
 }
 
 /* Called with the lock held. The loop never waits for vCPUs to park, so that it stays there for the user: the last one to park

@@ -1,0 +1,216 @@
+/* nacelle run: one virtual machine in this process, its console here. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "cli/console.h"
+#include "common/log.h"
+#include "vmm/machine/machine.h"
+
+#define DEFAULT_MEMORY (512ull << 20)
+
+struct run_options {
+    struct machine_config machine;
+    const char *engine;
+    bool stats;
+    const char *stats_json; /* file, or NULL for the table */
+};
+
+enum { OPT_ENGINE = 256, OPT_NO_REBOOT, OPT_DEBUG_EXIT, OPT_STATS, OPT_NAME };
+
+static const struct option options[] = {
+    {"kernel", required_argument, NULL, 'k'},
+    {"initrd", required_argument, NULL, 'i'},
+    {"append", required_argument, NULL, 'a'},
+    {"memory", required_argument, NULL, 'm'},
+    {"cpus", required_argument, NULL, 'c'},
+    {"engine", required_argument, NULL, OPT_ENGINE},
+    {"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
+    {"debug-exit", required_argument, NULL, OPT_DEBUG_EXIT},
+    {"stats", optional_argument, NULL, OPT_STATS},
+    {"name", required_argument, NULL, OPT_NAME},
+    {"help", no_argument, NULL, 'h'},
+    {NULL, 0, NULL, 0},
+};
+
+static void run_help(FILE *out)
+{
+    fputs("Usage: nacelle run -k FILE [options]\n"
+          "\n"
+          "Starts a virtual machine with its serial console on standard input and output.\n"
+          "\n"
+          "  -k, --kernel FILE      bzImage, ELF with PVH note, Linux vmlinux, or multiboot kernel\n"
+          "  -i, --initrd FILE      initial RAM disk; for multiboot a list 'FILE ARGS,FILE2 ARGS'\n"
+          "  -a, --append TEXT      kernel command line\n"
+          "  -m, --memory SIZE      guest memory with K, M, G or T (default 512M)\n"
+          "  -c, --cpus N           virtual CPUs (default 1)\n"
+          "      --engine NAME      auto, kvm or soft (default auto)\n"
+          "      --no-reboot        end instead of resetting\n"
+          "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
+          "      --stats[=json:FILE]  say at the end what the run cost\n"
+          "      --name NAME        name in messages and statistics (default vm)\n"
+          "  -h, --help             this help\n"
+          "\n"
+          "On a terminal, Ctrl-A x ends the machine and Ctrl-A h lists the other keys.\n"
+          "Exit status: 0 powered off, 2 wrong use, 4 triple fault with --no-reboot, 5 engine failure.\n",
+          out);
+}
+
+static int set_stats(struct run_options *o, const char *arg, struct nerr *e)
+{
+    o->stats = true;
+    if (!arg)
+        return 0;
+    if (strncmp(arg, "json:", 5) != 0 || !arg[5])
+        return nerr_set(e, -EINVAL, "--stats: '%s' is unknown; give --stats or --stats=json:FILE", arg);
+    o->stats_json = arg + 5;
+    return 0;
+}
+
+static int bad_option(int got, char **argv, struct nerr *e)
+{
+    const char *word = argv[optind - 1];
+    if (got == ':' && word[0] == '-')
+        return nerr_set(e, -EINVAL, "run: %s needs an argument; see 'nacelle help run'", word);
+    if (optopt && optopt < 256 && (word[0] != '-' || word[1] != '-'))
+        return nerr_set(e, -EINVAL, "run: unknown option -%c; see 'nacelle help run'", optopt);
+    if (optopt) /* a long option that is known, with an argument that it does not take */
+        return nerr_set(e, -EINVAL, "run: %s takes no argument; see 'nacelle help run'", word);
+    return nerr_set(e, -EINVAL, "run: unknown option %s; see 'nacelle help run'", word);
+}
+
+/* One option. 1: help was asked for. */
+static int set_option(struct run_options *o, int opt, char **argv, struct nerr *e)
+{
+    uint64_t n;
+    int r = 0;
+    switch (opt) {
+    case 'k': o->machine.kernel = optarg; break;
+    case 'i': o->machine.initrd = optarg; break;
+    case 'a': o->machine.append = optarg; break;
+    case 'm': r = cli_parse_size("--memory", optarg, &o->machine.memory, e); break;
+    case 'c':
+        r = cli_parse_number("--cpus", optarg, 1, MACHINE_MAX_CPUS, &n, e);
+        if (!r)
+            o->machine.cpus = (unsigned)n;
+        break;
+    case OPT_ENGINE: o->engine = optarg; break;
+    case OPT_NO_REBOOT: o->machine.no_reboot = true; break;
+    case OPT_DEBUG_EXIT:
+        r = cli_parse_number("--debug-exit", optarg, 1, 0xffff, &n, e);
+        if (!r)
+            o->machine.debug_exit_port = (int)n;
+        break;
+    case OPT_STATS: r = set_stats(o, optarg, e); break;
+    case OPT_NAME: o->machine.name = optarg; break;
+    case 'h': return 1;
+    default: return bad_option(opt, argv, e);
+    }
+    return r;
+}
+
+static int parse(struct run_options *o, int argc, char **argv, struct nerr *e)
+{
+    int opt;
+    *o = (struct run_options){
+        .machine = {.memory = DEFAULT_MEMORY, .cpus = 1, .debug_exit_port = MACHINE_NO_DEBUG_EXIT, .name = "vm"}, .engine = "auto"};
+    optind = 0; /* glibc: start anew, also in tests that call this more than once */
+    opterr = 0;
+    while (optopt = 0, (opt = getopt_long(argc, argv, "+:k:i:a:m:c:h", options, NULL)) != -1) {
+        int r = set_option(o, opt, argv, e);
+        if (r)
+            return r;
+    }
+    if (optind < argc)
+        return nerr_set(e, -EINVAL, "run: '%s' is one argument too many; see 'nacelle help run'", argv[optind]);
+    if (!o->machine.kernel)
+        return nerr_set(e, -EINVAL, "run: no kernel; give --kernel FILE");
+    return 0;
+}
+
+/* Taken by signalfd in the main thread; a closed standard output is no reason to die. */
+static void block_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGQUIT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* The statistics file must be writable before the run, not found out to be otherwise after hours. */
+static int check_stats_file(const struct run_options *o, struct nerr *e)
+{
+    if (!o->stats_json)
+        return 0;
+    FILE *f = fopen(o->stats_json, "ae");
+    if (!f)
+        return nerr_set(e, -errno, "--stats: cannot write %s: %s; give another file", o->stats_json, strerror(errno));
+    fclose(f);
+    return 0;
+}
+
+static void write_stats(const struct run_options *o, struct machine *m)
+{
+    struct nerr e;
+    if (o->stats && !o->stats_json)
+        machine_stats_print(m, stderr);
+    else if (o->stats && machine_stats_json(m, o->stats_json, &e))
+        nc_error("%s", e.text);
+}
+
+static int run_machine(struct run_options *o)
+{
+    struct console *con = NULL;
+    struct machine *m = NULL;
+    struct nerr e, why;
+    int status = CLI_USAGE_STATUS;
+    int r = cli_pick_engine(o->engine, &o->machine.engine, &why, &e);
+    if (!r)
+        r = console_open(&(struct console_config){.in = STDIN_FILENO, .out = STDOUT_FILENO}, &con, &e);
+    if (!r) {
+        o->machine.console = (struct machine_console){.ctx = con, .output = console_output, .room = console_room};
+        r = machine_create(&o->machine, &m, &e);
+    }
+    if (!r)
+        r = check_stats_file(o, &e);
+    if (!r && why.text[0])
+        nc_info("%s", why.text);
+    if (!r)
+        r = console_attach(con, m, &e);
+    if (!r)
+        status = machine_run(m);
+    console_close(con); /* first: what follows is printed on a terminal in its own mode */
+    if (r)
+        nc_error("%s", e.text);
+    else
+        write_stats(o, m);
+    machine_destroy(m);
+    return status;
+}
+
+static int run_verb(int argc, char **argv)
+{
+    struct run_options o;
+    struct nerr e;
+    int r = parse(&o, argc, argv, &e);
+    if (r == 1) {
+        run_help(stdout);
+        return 0;
+    }
+    if (r) {
+        nc_error("%s", e.text);
+        return CLI_USAGE_STATUS;
+    }
+    block_signals();
+    return run_machine(&o);
+}
+
+const struct cli_verb cli_run = {"run", "start a virtual machine with its console here", run_verb, run_help};

@@ -1,0 +1,3 @@
+#include "cli/cli.h"
+
+const char cli_version[] = "0.1.0";
