@@ -227,7 +227,7 @@ static void test_permissions(void **state)
             unsigned leaf = combo & 7, upper = combo >> 3 & 7, ctl = combo >> 6;
             c->cr4 = cr4 | (ctl & 1 ? CR4_SMEP : 0) | (ctl & 2 ? CR4_SMAP : 0);
             c->cr0 = CR0_PE | CR0_PG | (ctl & 4 ? CR0_WP : 0);
-            c->efer = efer | (ctl & 8 && p != P_OLD ? EFER_NXE : 0);
+            c->efer = efer | (ctl & 8 ? EFER_NXE : 0); /* 32-bit tables know no NX, whatever EFER says */
             for (unsigned acc = 0; acc < 3; acc++)
                 for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
                     for (unsigned i = 0; i < depth; i++) {
@@ -363,8 +363,10 @@ static _Atomic unsigned race_bad;
 static void *unmapper(void *entry)
 {
     uint64_t *e = entry;
-    while (!atomic_load(&race_over)) {
+    for (unsigned round = 0; !atomic_load(&race_over); round++) {
         __atomic_store_n(e, 0x7000 | RP_P | RP_W, __ATOMIC_SEQ_CST);
+        for (volatile unsigned i = 0; i < round % 64; i++) {
+        }
         __atomic_exchange_n(e, 0xabc000, __ATOMIC_SEQ_CST);
         for (unsigned i = 0; i < 20; i++)
             if (__atomic_load_n(e, __ATOMIC_SEQ_CST) != 0xabc000) atomic_fetch_add(&race_bad, 1);
@@ -380,7 +382,7 @@ static void test_race(void **state)
     rig_map(0x5000, 0x7000, RP_P | RP_W);
     assert_int_equal(pthread_create(&t, NULL, unmapper, rig_leaf(0x5000, 12)), 0);
     unsigned ok = 0, fault = 0;
-    for (unsigned i = 0; i < 300000; i++) {
+    for (unsigned i = 0; i < 3000000 || (i < 30000000 && (!ok || !fault)); i++) {
         if (soft_walk(rig.cpu, GVA(0x5000), ACC_WRITE, MMU_KERNEL, false, &r) == SOFT_OK) {
             assert_int_equal(r.gpa.v, 0x7000);
             assert_true(r.writable);
@@ -392,7 +394,7 @@ static void test_race(void **state)
     atomic_store(&race_over, true);
     pthread_join(t, NULL);
     assert_int_equal(race_bad, 0);
-    assert_int_equal(ok + fault, 300000);
+    assert_true(ok > 0 && fault > 0);
 }
 
 int main(void)
