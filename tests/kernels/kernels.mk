@@ -4,7 +4,7 @@ KERNEL_LIB := $(patsubst tests/kernels/lib/%,$(BUILD)/kernels/lib/%.o,$(wildcard
 KERNEL_ELFS := $(KERNEL_NAMES:%=$(BUILD)/kernels/%.elf)
 # General registers only: the compiler must not touch the vector state that tests are about. PIE, so that the same code
 # runs at its user-accessible alias.
-KERNEL_CFLAGS := -std=gnu17 -O2 -g -m64 -ffreestanding -nostdlib -fpie -fvisibility=hidden -mno-red-zone -mgeneral-regs-only \
+KERNEL_CFLAGS := -std=gnu17 -O2 -g -m64 -ffreestanding -nostdlib -fpie -fvisibility=hidden -mno-red-zone -fno-strict-aliasing -mgeneral-regs-only \
     -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -Wall -Wextra -Werror -Itests/kernels/lib
 
 .PHONY: kernels kernels-test

@@ -132,6 +132,11 @@ void skip(const char *why)
     print("SKIPPED %s\n", why);
 }
 
+bool on_tcg(void)
+{
+    return HAS_1C(31) && cpuid(0x40000000, 0).b == 0x54474354; /* "TCGT" */
+}
+
 int done(void)
 {
     if (failures) print("%u checks failed\n", failures);

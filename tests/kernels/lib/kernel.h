@@ -85,6 +85,7 @@ bool check_failed(const char *file, int line, const char *what);
 #define CHECK_EQ(got, want) check_eq((u64)(got), (u64)(want), __FILE__, __LINE__, #got)
 bool check_eq(u64 got, u64 want, const char *file, int line, const char *what);
 void skip(const char *why); /* a part that this machine can't run (CPUID): printed, and shown by the runner */
+bool on_tcg(void);          /* under QEMU's TCG: for the few things that hang it */
 int done(void);             /* value for main(): 0 when nothing failed */
 void leave(u32 code) __attribute__((noreturn)); /* debug exit; the process ends with (code << 1) | 1 */
 void panic(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
@@ -146,7 +147,7 @@ void idt_set(unsigned vector, const void *entry, unsigned dpl, unsigned ist);
 void exceptions_on_ist(bool on);
 struct tss {
     u32 reserved0;
-    u64 rsp[3], reserved1, ist[8]; /* ist[0] is reserved */
+    u64 rsp[3], ist[8], reserved1; /* ist[0] is reserved */
     u16 reserved2, iomap;
     u8 io_bitmap[8193];
 } __attribute__((packed));

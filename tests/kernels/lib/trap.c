@@ -65,7 +65,7 @@ void trap_init(unsigned cpu)
         }
     }
     tss_init(cpu);
-    __asm__ volatile("ltr %w0" ::"r"(SEL_TSS + 16 * cpu));
+    __asm__ volatile("ltr %w0; lldt %w1" ::"r"(SEL_TSS + 16 * cpu), "r"(0));
     __asm__ volatile("lidt %0" ::"m"(idtr));
 }
 

@@ -1,0 +1,165 @@
+// Operands of many instruction forms at every offset over a page boundary whose two pages are not neighbours in RAM: the
+// result is compared with the same instruction on an aligned operand. Then the second page goes away: nothing may be written.
+#include "kernel.h"
+
+static struct ctx c;
+static u8 *low, *high; /* frames behind TEST_VA and TEST_VA + PAGE */
+static const u64 edge = TEST_VA + PAGE;
+static u8 image[64], start_image[64], vectors[4][64] __attribute__((aligned(64)));
+
+/* `name`, operand size in bytes, whether it writes memory, text with the operand at (%rbx). */
+#define FORMS(X)                                                                                                      \
+    X(mov_load, 8, 0, "mov (%rbx), %rax")                                                                             \
+    X(mov_store, 8, 1, "mov %rax, (%rbx)")                                                                            \
+    X(mov_store2, 2, 1, "mov %ax, (%rbx)")                                                                            \
+    X(mov_imm, 4, 1, "movl $0x12345678, (%rbx)")                                                                      \
+    X(movzx, 2, 0, "movzwl (%rbx), %eax")                                                                             \
+    X(movsx, 4, 0, "movslq (%rbx), %rax")                                                                             \
+    X(movbe_, 8, 0, "bswap %rax; xor (%rbx), %rax")                                                                   \
+    X(add, 8, 1, "add %rax, (%rbx)")                                                                                  \
+    X(adc, 4, 1, "stc; adc %eax, (%rbx)")                                                                             \
+    X(sub2, 2, 1, "sub %ax, (%rbx)")                                                                                  \
+    X(inc, 8, 1, "incq (%rbx)")                                                                                       \
+    X(neg, 4, 1, "negl (%rbx)")                                                                                       \
+    X(not_, 8, 1, "notq (%rbx)")                                                                                      \
+    X(shl, 8, 1, "shlq %cl, (%rbx)")                                                                                  \
+    X(rcr, 4, 1, "clc; rcrl %cl, (%rbx)")                                                                             \
+    X(shld, 8, 1, "shld %cl, %rax, (%rbx)")                                                                           \
+    X(bts, 8, 1, "btsq $37, (%rbx)")                                                                                  \
+    X(bt, 4, 0, "btl $19, (%rbx)")                                                                                    \
+    X(xchg, 8, 1, "xchg %rax, (%rbx)")                                                                                \
+    X(lock_xadd, 8, 1, "lock xadd %rax, (%rbx)")                                                                      \
+    X(lock_or, 4, 1, "lock orl $0x10101, (%rbx)")                                                                     \
+    X(cmpxchg, 8, 1, "mov (%rbx), %rax; lock cmpxchg %rdx, (%rbx)")                                                   \
+    X(cmpxchg_no, 8, 1, "lock cmpxchg %rdx, (%rbx)")                                                                  \
+    X(cmpxchg8b, 8, 1, "mov (%rbx), %eax; mov 4(%rbx), %edx; push %rbx; mov %rbx, %rsi; mov $5, %ebx; lock cmpxchg8b (%rsi); pop %rbx") \
+    X(mul, 8, 0, "mulq (%rbx)")                                                                                       \
+    X(imul, 4, 0, "imul (%rbx), %eax")                                                                                \
+    X(div, 8, 0, "xor %edx, %edx; orb $1, (%rbx); divq (%rbx)")                                                       \
+    X(cmov, 8, 0, "test %rax, %rax; cmovz (%rbx), %rax")                                                              \
+    X(push, 8, 0, "pushq (%rbx); pop %rax")                                                                           \
+    X(pop, 8, 1, "push %rcx; popq (%rbx)")                                                                            \
+    X(movs_from, 8, 0, "mov %rbx, %rsi; lea -64(%rsp), %rdi; movsq; mov -64(%rsp), %rax")                             \
+    X(movs_to, 8, 1, "mov %rbx, %rdi; lea vectors(%rip), %rsi; movsq")                                                \
+    X(stos, 4, 1, "mov %rbx, %rdi; stosl")                                                                            \
+    X(lods, 8, 0, "mov %rbx, %rsi; lodsq")                                                                            \
+    X(scas, 4, 0, "mov %rbx, %rdi; scasl")                                                                            \
+    X(cmps, 8, 0, "mov %rbx, %rdi; lea vectors(%rip), %rsi; cmpsq")                                                   \
+    X(fld, 8, 0, "fninit; fldl (%rbx); fstpl -64(%rsp); mov -64(%rsp), %rax")                                         \
+    X(fstp, 10, 1, "fninit; fldpi; fstpt (%rbx)")                                                                     \
+    X(fild, 8, 0, "fninit; fildll (%rbx); fistpll -64(%rsp); mov -64(%rsp), %rax")                                    \
+    X(fnstenv, 28, 1, "fninit; fnstenv (%rbx)")                                                                       \
+    X(movups_st, 16, 1, "movups %xmm1, (%rbx)")                                                                       \
+    X(movups_ld, 16, 0, "movups (%rbx), %xmm2; movq %xmm2, %rax")                                                     \
+    X(movdqu, 16, 1, "movdqu %xmm3, (%rbx)")                                                                          \
+    X(movss, 4, 1, "movss %xmm1, (%rbx)")                                                                             \
+    X(movhps, 8, 1, "movhps %xmm1, (%rbx)")                                                                           \
+    X(cvt, 8, 0, "cvttsd2si (%rbx), %rax")                                                                            \
+    X(addsd, 8, 0, "xorps %xmm2, %xmm2; addsd (%rbx), %xmm2; movq %xmm2, %rax")                                                           \
+    X(mmx, 8, 1, "movq %mm1, (%rbx)")                                                                                 \
+    X(stmxcsr, 4, 1, "stmxcsr (%rbx)")                                                                                \
+    X(movnti, 8, 1, "movnti %rax, (%rbx)")                                                                            \
+    X(sldt, 2, 1, "sldt (%rbx)")                                                                                      \
+    X(smsw, 2, 1, "smsw (%rbx)")                                                                                      \
+    X(sidt, 10, 1, "sidt (%rbx)")                                                                                     \
+    X(mov_seg, 2, 1, "mov %ss, (%rbx)")                                                                               \
+    X(call_mem, 8, 0, "lea 1f(%rip), %rax; mov %rax, (%rbx); call *(%rbx); 1: pop %rax; xor %eax, %eax; mov %rax, (%rbx)")
+#define AVX_FORMS(X)                                                                                                  \
+    X(vmovups_st, 32, 1, "vmovups %ymm1, (%rbx)")                                                                     \
+    X(vmovups_ld, 32, 0, "vmovups (%rbx), %ymm2; vmovq %xmm2, %rax")                                                  \
+    X(vpaddb, 32, 0, "vpaddb (%rbx), %ymm3, %ymm4; vmovq %xmm4, %rax")                                                \
+    X(vbroadcast, 8, 0, "vbroadcastsd (%rbx), %ymm4; vmovq %xmm4, %rax")                                              \
+    X(vextract, 16, 1, "vextractf128 $1, %ymm3, (%rbx)")                                                              \
+    X(vmaskmov, 32, 1, "vmaskmovps %ymm3, %ymm1, (%rbx)")
+
+#define DEFINE(name, size, writes, text) CODE(form_##name, text);
+FORMS(DEFINE)
+AVX_FORMS(DEFINE)
+#define ENTRY(name, size, writes, text) {#name, form_##name, size, writes},
+static const struct form {
+    const char *name;
+    u8 *code;
+    u32 size;
+    bool writes;
+} forms[] = {FORMS(ENTRY)}, avx_forms[] = {AVX_FORMS(ENTRY)};
+
+static void fill(void)
+{
+    for (unsigned i = 0; i < 64; i++) start_image[i] = (u8)(i * 37 + 11);
+}
+
+static void put(u64 at)
+{
+    memcpy((void *)at, start_image, 64);
+}
+
+static void run(const struct form *f, u64 at)
+{
+    ctx_kernel(&c, f->code);
+    c.gpr[RBX] = at;
+    c.gpr[RCX] = 5;
+    c.gpr[RDX] = 0x7777;
+    ctx_run(&c);
+}
+
+static void try(const struct form *f, bool avx)
+{
+    u64 aligned = (u64)low + 1024;
+    put(aligned);
+    run(f, aligned);
+    struct ctx want = c;
+    memcpy(image, (void *)aligned, 64);
+    CHECK_EQ(want.vector, END);
+    for (u64 before = 1; before < f->size; before++) {
+        u64 at = edge - before;
+        put(at);
+        run(f, at);
+        bool ok = CHECK_EQ(c.vector, END) && CHECK_EQ(c.gpr[RAX], want.gpr[RAX]) && CHECK_EQ(c.gpr[RDX], want.gpr[RDX]);
+        ok &= CHECK_EQ(c.rflags & FL_ARITH, want.rflags & FL_ARITH);
+        ok &= memcmp((void *)at, image, 64) == 0 || CHECK(!"memory as with an aligned operand");
+        if (!ok) {
+            print("    %s, %lu bytes before the boundary\n", f->name, before);
+            return;
+        }
+    }
+    /* The instruction that writes is the form's first one with its operand: skip forms that prepare it first. */
+    if (!f->writes || avx) return;
+    u64 at = edge - 1;
+    put(at);
+    *pte_of(edge, 1) &= ~PTE_W;
+    invlpg(edge);
+    run(f, at);
+    if (!CHECK_EQ(c.vector, PF) || !CHECK_EQ(c.cr2, edge) || !CHECK_EQ(c.error, PF_P | PF_W) ||
+        !CHECK(memcmp((void *)at, start_image, 64) == 0))
+        print("    %s, second page read-only\n", f->name);
+    *pte_of(edge, 1) |= PTE_W;
+    invlpg(edge);
+}
+
+int main(void)
+{
+    u8 *frames = pages_alloc(3, PAGE);
+    low = frames + 2 * PAGE, high = frames;
+    map_page(TEST_VA, (u64)low, PTE_W);
+    map_page(edge, (u64)high, PTE_W);
+    set_cr4(cr4() | CR4_OSFXSR | CR4_OSXMMEXCPT);
+    fill();
+    memcpy(vectors, "abcdefghijklmnopqrstuvwxyz0123456789", 36);
+    memset(vectors[1], 0xc0, 64);
+    __asm__ volatile("movups %0, %%xmm1; movups %1, %%xmm3; movq %0, %%mm1" ::"m"(vectors[0]), "m"(vectors[1]));
+    for (unsigned i = 0; i < sizeof forms / sizeof *forms; i++) {
+        __asm__ volatile("xorps %xmm2, %xmm2");
+        try(&forms[i], false);
+        __asm__ volatile("movups %0, %%xmm1; movups %1, %%xmm3; movq %0, %%mm1" ::"m"(vectors[0]), "m"(vectors[1]));
+    }
+    if (HAS_AVX2 && HAS_XSAVE) {
+        set_cr4(cr4() | CR4_OSXSAVE);
+        xsetbv(0, 7);
+        __asm__ volatile("vmovups %0, %%ymm1; vmovups %1, %%ymm3" ::"m"(vectors[0]), "m"(vectors[1]));
+        __asm__ volatile("vpcmpeqb %ymm1, %ymm1, %ymm1"); /* mask: all lanes */
+        for (unsigned i = 0; i < sizeof avx_forms / sizeof *avx_forms; i++) try(&avx_forms[i], true);
+    } else {
+        skip("AVX2");
+    }
+    return done();
+}

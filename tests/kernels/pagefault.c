@@ -1,0 +1,144 @@
+// #PF: error code, CR2, RIP, for every kind of access and every reason, at every level of the page tables.
+// QEMU: fails: instructions that read and write report a read
+#include "kernel.h"
+
+CODE(load, "mov (%rbx), %rax");
+CODE(load_byte, "mov (%rbx), %al");
+CODE(store, "mov %rax, (%rbx)");
+CODE(rmw, "add %rax, (%rbx)");
+CODE(xchg_, "xchg %rax, (%rbx)");
+CODE(cmpxchg_, "cmpxchg %rcx, (%rbx)");
+CODE(push_, "push %rax");
+CODE(pop_mem, "pop (%rbx)");
+CODE(call_, "call *%rbx");
+CODE(jump, "jmp *%rbx");
+CODE(sse_load, "movups (%rbx), %xmm0");
+CODE(sse_store, "movups %xmm0, (%rbx)");
+CODE(x87_store, "fstpt (%rbx)");
+
+static struct ctx c;
+static u64 page;
+
+/* One access at `va` must fault with `error` and this CR2. */
+static void faults(u8 *code, bool from_user, u64 va, u64 error, u64 want_cr2)
+{
+    from_user ? ctx_user(&c, code) : ctx_kernel(&c, code);
+    c.gpr[RBX] = va;
+    if (!FAULTS(&c, PF, error | (from_user ? PF_U : 0)) || !CHECK_EQ(c.cr2, want_cr2))
+        print("    va %lx, user %u, code at %p\n", va, from_user, (void *)code);
+}
+
+static void completes(u8 *code, bool from_user, u64 va)
+{
+    from_user ? ctx_user(&c, code) : ctx_kernel(&c, code);
+    c.gpr[RBX] = va;
+    if (!COMPLETES(&c)) print("    va %lx, user %u\n", va, from_user);
+}
+
+static void every_access(u64 va, bool from_user, u64 why, bool only_writes)
+{
+    if (!only_writes) {
+        faults(load, from_user, va, why, va);
+        faults(load_byte, from_user, va, why, va);
+        faults(sse_load, from_user, va, why, va);
+    }
+    /* An instruction that reads and writes reports a write (SDM vol. 3 4.7). */
+    faults(store, from_user, va, why | PF_W, va);
+    faults(xchg_, from_user, va, why | PF_W, va);
+    faults(rmw, from_user, va, why | PF_W, va);
+    faults(cmpxchg_, from_user, va, why | PF_W, va);
+    faults(sse_store, from_user, va, why | PF_W, va);
+    faults(x87_store, from_user, va, why | PF_W, va);
+    faults(pop_mem, from_user, va, why | PF_W, va); /* RSP is not changed */
+}
+
+/* Takes `bit` away at each level in turn. */
+static void each_level(u64 bit, u64 error, bool from_user, bool only_writes)
+{
+    for (unsigned level = 1; level <= 3; level++) {
+        u64 *e = pte_of(TEST_VA, level), old = *e;
+        *e = old & ~bit;
+        invlpg(TEST_VA);
+        every_access(TEST_VA + 0x123, from_user, error, only_writes);
+        *e = old;
+        invlpg(TEST_VA);
+        completes(store, from_user, TEST_VA + 0x123);
+    }
+}
+
+/* An operand over a page boundary: CR2 is the first byte that can't be reached, and nothing is written. */
+static void crossing(void)
+{
+    u64 *data = phys(page), edge = TEST_VA + PAGE;
+    *pte_of(edge, 1) = 0;
+    invlpg(edge);
+    data[511] = 0x1122334455667788ul;
+    for (int user_too = 0; user_too < 2; user_too++) {
+        faults(load, user_too, edge - 3, 0, edge);
+        faults(store, user_too, edge - 3, PF_W, edge);
+        faults(rmw, user_too, edge - 1, PF_W, edge);
+        faults(sse_store, user_too, edge - 9, PF_W, edge);
+        faults(pop_mem, user_too, edge - 5, PF_W, edge);
+    }
+    CHECK_EQ(data[511], 0x1122334455667788ul);
+    map_page(edge, page + PAGE, PTE_W | PTE_U);
+    map_page(TEST_VA, page, PTE_U); /* now the first page can't be written */
+    faults(store, true, edge - 3, PF_P | PF_W, edge - 3);
+    CHECK_EQ(data[511], 0x1122334455667788ul);
+    CHECK_EQ(data[512], 0);
+    map_page(TEST_VA, page, PTE_W | PTE_U);
+}
+
+/* Fetches: RIP is the target, CR2 the byte that can't be fetched. */
+static void fetches(void)
+{
+    u64 nx_bit = PF_I; /* EFER.NXE is on, so fetches are told apart */
+    u8 *code = phys(page);
+    for (int u = 0; u < 2; u++) {
+        u ? ctx_user(&c, jump) : ctx_kernel(&c, jump);
+        c.gpr[RBX] = TEST_VA + 0x100000;
+        CHECK_EQ(ctx_run(&c), PF);
+        CHECK_EQ(c.error, nx_bit | (u ? PF_U : 0));
+        CHECK_EQ(c.cr2, TEST_VA + 0x100000);
+        CHECK_EQ(c.rip, TEST_VA + 0x100000);
+        /* An instruction that begins in a good page and ends in a missing one: RIP is its begin. */
+        memcpy(code + 0xffd, "\x48\xb8\x00", 3); /* mov $imm64, %rax */
+        *pte_of(TEST_VA + PAGE, 1) = 0;
+        invlpg(TEST_VA + PAGE);
+        u ? ctx_user(&c, jump) : ctx_kernel(&c, jump);
+        c.gpr[RBX] = TEST_VA + 0xffd;
+        CHECK_EQ(ctx_run(&c), PF);
+        CHECK_EQ(c.error, nx_bit | (u ? PF_U : 0));
+        CHECK_EQ(c.cr2, TEST_VA + PAGE);
+        CHECK_EQ(c.rip, TEST_VA + 0xffd);
+        map_page(TEST_VA + PAGE, page + PAGE, PTE_W | PTE_U);
+    }
+    /* A call to a missing page pushes its return address first. */
+    ctx_user(&c, call_);
+    c.gpr[RBX] = TEST_VA + 0x100000;
+    u64 rsp = c.gpr[RSP];
+    CHECK_EQ(ctx_run(&c), PF);
+    CHECK_EQ(c.gpr[RSP], rsp - 8);
+    /* A push to a missing stack: RSP as before. */
+    ctx_user(&c, push_);
+    c.gpr[RSP] = TEST_VA + 0x100008;
+    FAULTS(&c, PF, PF_W | PF_U);
+    CHECK_EQ(c.cr2, TEST_VA + 0x100000);
+}
+
+int main(void)
+{
+    set_cr4(cr4() | CR4_OSFXSR);
+    __asm__ volatile("fninit; fld1");
+    page = (u64)pages_alloc(2, PAGE);
+    map_page(TEST_VA, page, PTE_W | PTE_U);
+    map_page(TEST_VA + PAGE, page + PAGE, PTE_W | PTE_U);
+    each_level(PTE_P, 0, false, false);
+    each_level(PTE_P, 0, true, false);
+    each_level(PTE_W, PF_P, false, true); /* CR0.WP is on */
+    each_level(PTE_W, PF_P, true, true);
+    each_level(PTE_U, PF_P, true, false);
+    crossing();
+    fetches();
+    return done();
+}
