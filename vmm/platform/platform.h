@@ -36,6 +36,7 @@ struct irq_line {
 #define PLATFORM_SCI_GSI 9
 #define PLATFORM_PM_BASE 0x600 /* PM1a event at +0, control at +4, timer at +8 */
 #define PLATFORM_RESET_PORT 0xcf9
+#define PLATFORM_S5_TYPE 5 /* SLP_TYP that powers off */
 
 /* ---- everything at once ---- */
 struct platform;
@@ -77,8 +78,7 @@ void platform_power_button(struct platform *p);
 
 /* ---- ACPI tables ---- */
 struct acpi_config {
-    unsigned vcpus;      /* APIC ids 0..vcpus-1 */
-    bool pic_and_ioapic; /* MADT names an IOAPIC and 8259s; always true on the PC board */
+    unsigned vcpus; /* APIC ids 0..vcpus-1 */
 };
 #define ACPI_AREA_BASE 0xe0000u
 #define ACPI_AREA_SIZE 0x20000u
@@ -146,8 +146,5 @@ int testdev_create(struct irq_line irq, struct testdev **out, struct nerr *e); /
 void testdev_destroy(struct testdev *t);
 int testdev_attach(struct testdev *t, struct bus *b, struct nerr *e);
 void testdev_reset(struct testdev *t);
-
-/* Ports that stock kernels touch and that have nothing behind them (POST 0x80, DMA pages, 0xed). Stateless. */
-int nullport_attach(struct bus *b, struct nerr *e);
 
 #endif
