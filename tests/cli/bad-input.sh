@@ -1,0 +1,102 @@
+#!/bin/bash
+# Wrong use of the command: one line on standard error that says what, where and what to do; exit status 2; nothing on
+# standard output; nothing created. And the help that needs no virtual machine.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+nacelle=${NACELLE:-build/nacelle}
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+
+# bad NAME PATTERN ARGUMENT...: the line must match PATTERN (extended regular expression).
+bad() {
+    local name=$1 pattern=$2 status lines why=
+    shift 2
+    timeout 20 "$nacelle" "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    status=$?
+    lines=$(wc -l <"$dir/err")
+    [ $status = 2 ] || why="exit status $status, not 2"
+    [ "$lines" = 1 ] || why="$lines lines of message, not 1"
+    [ ! -s "$dir/out" ] || why="something on standard output"
+    grep -qE -- "$pattern" "$dir/err" || why="message does not match '$pattern'"
+    if [ -z "$why" ]; then
+        echo "PASS bad-input: $name"
+    else
+        echo "FAIL bad-input: $name: $why: $(head -3 "$dir/err")"
+    fi
+}
+
+# good NAME PATTERN ARGUMENT...: status 0, PATTERN on standard output, nothing on standard error.
+good() {
+    local name=$1 pattern=$2
+    shift 2
+    if timeout 20 "$nacelle" "$@" >"$dir/out" 2>"$dir/err" </dev/null && [ ! -s "$dir/err" ] && grep -qE -- "$pattern" "$dir/out"; then
+        echo "PASS help: $name"
+    else
+        echo "FAIL help: $name: $(head -3 "$dir/err" "$dir/out")"
+    fi
+}
+
+# A kernel good enough to be accepted: multiboot, naming its own addresses, loaded at 2 MiB.
+le() { printf "\\x$(printf %02x $(($1 & 255)))\\x$(printf %02x $(($1 >> 8 & 255)))\\x$(printf %02x $(($1 >> 16 & 255)))\\x$(printf %02x $(($1 >> 24 & 255)))"; }
+{
+    for word in $((0x1badb002)) $((0x10000)) $(((-0x1badb002 - 0x10000) & 0xffffffff)) $((0x200000)) $((0x200000)) 0 0 $((0x200020)); do le "$word"; done
+    printf '\xb0\x00\xe6\xf4\xf4\xeb\xfd' # mov al,0; out 0xf4,al; hlt; jmp hlt
+} >"$dir/kernel"
+
+printf 'this is no kernel\n' >"$dir/text"
+: >"$dir/empty"
+head -c 300 "$dir/kernel" | head -c 20 >"$dir/short"
+mkdir "$dir/directory"
+mkfifo "$dir/fifo"
+head -c 70000 /dev/urandom | sed 's/HdrS/hdrs/g' >"$dir/random"
+head -c 3000000 /dev/zero >"$dir/big"
+
+bad 'no arguments to run' 'kernel' run
+bad 'unknown verb' "'fly'" fly
+bad 'help on an unknown verb' "'fly'" help fly
+bad 'unknown long option' '--turbo' run --turbo
+bad 'unknown short option' '-z' run -z
+bad 'option without its argument' '--memory needs' run -k "$dir/kernel" --memory
+bad 'short option without its argument' '-m needs' run -k "$dir/kernel" -m
+bad 'argument to an option that takes none' 'no-reboot' run -k "$dir/kernel" --no-reboot=yes
+bad 'stray argument' "'$dir/kernel'" run "$dir/kernel"
+bad 'missing kernel' "$dir/none.*No such file" run -k "$dir/none"
+bad 'kernel is a directory' "$dir/directory" run -k "$dir/directory"
+bad 'kernel is a fifo' "$dir/fifo" run -k "$dir/fifo"
+bad 'kernel is a device' '/dev/zero' run -k /dev/zero
+bad 'kernel is empty' "$dir/empty" run -k "$dir/empty"
+bad 'kernel is text' 'not a kernel' run -k "$dir/text"
+bad 'kernel is noise' 'not a kernel' run -k "$dir/random"
+bad 'kernel is a program' 'no kernel' run -k "$nacelle"
+bad 'kernel is cut short' "$dir/short" run -k "$dir/short"
+bad 'empty kernel name' 'kernel' run -k ''
+bad 'missing initrd' "$dir/none.*No such file" run -k "$dir/kernel" -i "$dir/none"
+bad 'initrd is a directory' "$dir/directory" run -k "$dir/kernel" -i "$dir/directory"
+bad 'initrd larger than memory' 'no room' run -k "$dir/kernel" -i "$dir/big" -m 4M
+bad 'memory: no number' 'memory.*abc' run -k "$dir/kernel" -m abc
+bad 'memory: zero' 'memory' run -k "$dir/kernel" -m 0
+bad 'memory: negative' 'memory.*-1' run -k "$dir/kernel" -m -1
+bad 'memory: unknown unit' 'memory.*5Q' run -k "$dir/kernel" -m 5Q
+bad 'memory: too large' 'memory' run -k "$dir/kernel" -m 99999T
+bad 'memory: overflow' 'memory.*too large' run -k "$dir/kernel" -m 18446744073709551615T
+bad 'memory: odd size' 'memory' run -k "$dir/kernel" -m 4097K
+bad 'memory: smaller than the kernel needs' '--memory' run -k "$dir/kernel" -m 2M
+bad 'cpus: zero' 'cpus' run -k "$dir/kernel" -c 0
+bad 'cpus: too many' 'cpus.*65' run -k "$dir/kernel" -c 65
+bad 'cpus: no number' 'cpus.*two' run -k "$dir/kernel" -c two
+bad 'debug-exit: no number' 'debug-exit.*port' run -k "$dir/kernel" --debug-exit port
+bad 'debug-exit: too large' 'debug-exit.*65536' run -k "$dir/kernel" --debug-exit 65536
+bad 'debug-exit: a port that is taken' '0x3f8|overlaps' run -k "$dir/kernel" --debug-exit 0x3f8
+bad 'engine: kvm is not there' 'kvm.*not built in' run -k "$dir/kernel" --engine kvm
+bad 'engine: unknown' 'hyper' run -k "$dir/kernel" --engine hyper
+bad 'stats: unknown form' 'xml' run -k "$dir/kernel" --stats=xml:x
+bad 'stats: no file' 'json:' run -k "$dir/kernel" --stats=json:
+bad 'stats: file that cannot be written' '/nonexistent/x' run -k "$dir/kernel" --stats=json:/nonexistent/x
+good 'help' 'run' --help
+good 'help verb' 'run' help
+good 'help run' '--debug-exit' help run
+good 'run --help' '--no-reboot' run --help
+good 'version' '^nacelle [0-9]+\.[0-9]+' --version
+good 'version verb' '^nacelle [0-9]+\.[0-9]+' version
+"$nacelle" >"$dir/out" 2>"$dir/err"
+[ $? = 2 ] && [ ! -s "$dir/out" ] && grep -q Usage "$dir/err" && echo 'PASS help: no verb' || echo 'FAIL help: no verb'
