@@ -1,0 +1,215 @@
+/* See compare.h. */
+#include "tests/diff/compare.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <string.h>
+
+#define FLAGS_ARITH 0x8d5u
+#define VEC_BP 3
+#define VEC_PF 14
+
+static const char *const reg_name[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                         "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+
+static void differ(struct verdict *v, const char *field, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void differ(struct verdict *v, const char *field, const char *fmt, ...)
+{
+    size_t used = strlen(v->detail);
+    va_list ap;
+    if (v->equal)
+        snprintf(v->field, sizeof(v->field), "%s", field);
+    v->equal = false;
+    used += (size_t)snprintf(v->detail + used, sizeof(v->detail) - used, "  %-10s ", field);
+    if (used >= sizeof(v->detail) - 200)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(v->detail + used, sizeof(v->detail) - used, fmt, ap);
+    va_end(ap);
+    used = strlen(v->detail);
+    snprintf(v->detail + used, sizeof(v->detail) - used, "\n");
+}
+
+static void compare_u64(struct verdict *v, const char *field, uint64_t native, uint64_t engine)
+{
+    if (native != engine)
+        differ(v, field, "native %016" PRIx64 " engine %016" PRIx64, native, engine);
+}
+
+uint16_t case_mnemonic(const struct diff_case *c, const struct forms *f, unsigned n)
+{
+    ZydisDecodedInstruction d;
+    if (n >= c->insns || !ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&f->decoder, NULL, c->code + c->insn_off[n],
+                                                                     c->code_len - c->insn_off[n], &d)))
+        return 0;
+    return (uint16_t)d.mnemonic;
+}
+
+/* Instructions that store the place of the last x87 instruction: not compared, its bytes differ between CPUs and, in
+ * translated code, by nature. Returns how many bytes of memory may differ. */
+static unsigned fpu_pointer_bytes(const struct diff_case *c, const struct forms *f)
+{
+    unsigned bytes = 0;
+    for (unsigned i = 0; i < c->insns; i++)
+        switch (case_mnemonic(c, f, i)) {
+        case ZYDIS_MNEMONIC_FNSTENV:
+        case ZYDIS_MNEMONIC_FNSAVE:
+        case ZYDIS_MNEMONIC_FXSAVE:
+        case ZYDIS_MNEMONIC_FXSAVE64:
+        case ZYDIS_MNEMONIC_XSAVE:
+        case ZYDIS_MNEMONIC_XSAVE64:
+            bytes += 20;
+            break;
+        default:
+            break;
+        }
+    return bytes;
+}
+
+static uint64_t page_address(unsigned index)
+{
+    for (uint64_t va = DATA_BASE; va < DATA_BASE + DATA_PAGES * PAGE; va += PAGE)
+        if (mem_page_index(va) == (int)index)
+            return va;
+    return CODE_BASE + (index - (MEM_PAGES - CODE_PAGES)) * PAGE;
+}
+
+static void compare_memory(struct verdict *v, const struct diff_case *c, const struct forms *f,
+                           const struct diff_result *native, const struct diff_result *engine)
+{
+    if (!memcmp(native->mem, engine->mem, MEM_SIZE))
+        return;
+    unsigned allowed = fpu_pointer_bytes(c, f), count = 0;
+    for (unsigned i = 0; i < MEM_SIZE; i++)
+        count += native->mem[i] != engine->mem[i];
+    if (count <= allowed)
+        return;
+    unsigned shown = 0;
+    for (unsigned i = 0; i < MEM_SIZE && shown < 8; i += 8)
+        if (memcmp(native->mem + i, engine->mem + i, 8)) {
+            uint64_t a, b;
+            char at[32];
+            memcpy(&a, native->mem + i, 8);
+            memcpy(&b, engine->mem + i, 8);
+            snprintf(at, sizeof(at), "[%" PRIx64 "]", page_address(i / PAGE) + i % PAGE);
+            if (shown++ == 0 && v->equal)
+                snprintf(v->field, sizeof(v->field), "memory");
+            bool first = v->equal;
+            differ(v, at, "native %016" PRIx64 " engine %016" PRIx64, a, b);
+            if (first)
+                snprintf(v->field, sizeof(v->field), "memory");
+        }
+}
+
+static void compare_vectors(struct verdict *v, const struct diff_result *native, const struct diff_result *engine)
+{
+    const uint8_t *a = native->xsave, *b = engine->xsave;
+    if (!memcmp(a, b, XSAVE_BYTES))
+        return;
+    uint16_t x[2], y[2];
+    uint32_t m, n;
+    memcpy(x, a, 4);
+    memcpy(y, b, 4);
+    compare_u64(v, "fcw", x[0], y[0]);
+    compare_u64(v, "fsw", x[1], y[1]);
+    compare_u64(v, "ftw", a[4], b[4]);
+    memcpy(&m, a + 24, 4);
+    memcpy(&n, b + 24, 4);
+    compare_u64(v, "mxcsr", m, n);
+    for (unsigned i = 0; i < 8; i++)
+        if (memcmp(a + 32 + 16 * i, b + 32 + 16 * i, 10)) {
+            uint64_t p[2] = {0}, q[2] = {0};
+            memcpy(p, a + 32 + 16 * i, 10);
+            memcpy(q, b + 32 + 16 * i, 10);
+            differ(v, "st", "(%u) native %04" PRIx64 "%016" PRIx64 " engine %04" PRIx64 "%016" PRIx64, i, p[1], p[0],
+                   q[1], q[0]);
+        }
+    for (unsigned i = 0; i < 8; i++)
+        compare_u64(v, "k", xsave_get_k(a, i), xsave_get_k(b, i));
+    for (unsigned i = 0; i < 32; i++) {
+        uint64_t p[8], q[8];
+        xsave_get_vec(a, i, (uint8_t *)p);
+        xsave_get_vec(b, i, (uint8_t *)q);
+        for (unsigned k = 0; k < 8; k++)
+            if (p[k] != q[k])
+                differ(v, "vector", "zmm%u[%u] native %016" PRIx64 " engine %016" PRIx64, i, k, p[k], q[k]);
+    }
+}
+
+static void compare_status(struct verdict *v, const struct diff_result *native, const struct diff_result *engine)
+{
+    static const char *const name[] = {"not run", "done", "skip", "hangs", "crashes", "fails"};
+    if (native->status != RUN_DONE || engine->status == RUN_SKIP) {
+        /* A case that hangs natively has no result to compare. */
+        v->skipped = true;
+        return;
+    }
+    differ(v, name[engine->status % 6], "native ends with vector %u, engine: %s %s", native->vector,
+           name[engine->status % 6], engine->text);
+}
+
+void compare_results(const struct diff_case *c, const struct forms *f, const struct diff_result *native,
+                     const struct diff_result *engine, struct verdict *v)
+{
+    v->equal = true;
+    v->skipped = false;
+    v->field[0] = v->detail[0] = 0;
+    if (native->status != RUN_DONE || engine->status != RUN_DONE) {
+        compare_status(v, native, engine);
+        return;
+    }
+    if (native->vector != engine->vector) {
+        char what[32];
+        snprintf(what, sizeof(what), "vec%u-%u", native->vector, engine->vector);
+        differ(v, what, "native vector %u (error %x cr2 %" PRIx64 ") engine vector %u (error %x cr2 %" PRIx64 ")",
+               native->vector, native->error, native->cr2, engine->vector, engine->error, engine->cr2);
+    } else if (native->error != engine->error) {
+        differ(v, "error", "vector %u: native %x engine %x", native->vector, native->error, engine->error);
+    }
+    compare_u64(v, "rip", native->rip, engine->rip);
+    compare_u64(v, "cr2", native->cr2, engine->cr2);
+    for (unsigned i = 0; i < 16; i++)
+        compare_u64(v, reg_name[i], native->gpr[i], engine->gpr[i]);
+    uint64_t flags = ~0ull;
+    if (c->insns > 1 && native->vector != VEC_BP)
+        flags &= ~(uint64_t)FLAGS_ARITH; /* dead at a fault in the middle of a block: not kept by design */
+    if ((native->rflags ^ engine->rflags) & flags)
+        differ(v, "rflags", "native %06" PRIx64 " engine %06" PRIx64 " differ in %" PRIx64, native->rflags,
+               engine->rflags, (native->rflags ^ engine->rflags) & flags);
+    compare_u64(v, "fs_base", native->fs_base, engine->fs_base);
+    compare_u64(v, "gs_base", native->gs_base, engine->gs_base);
+    compare_u64(v, "cs", native->cs, engine->cs);
+    compare_u64(v, "ss", native->ss, engine->ss);
+    compare_u64(v, "ds", native->ds, engine->ds);
+    compare_u64(v, "es", native->es, engine->es);
+    compare_u64(v, "fs", native->fs, engine->fs);
+    compare_u64(v, "gs", native->gs, engine->gs);
+    compare_vectors(v, native, engine);
+    compare_memory(v, c, f, native, engine);
+}
+
+void case_print(FILE *out, const struct diff_case *c, const struct forms *f)
+{
+    ZydisFormatter fmt;
+    ZydisFormatterInit(&fmt, ZYDIS_FORMATTER_STYLE_INTEL);
+    for (unsigned i = 0; i < c->insns; i++) {
+        struct insn_code ic;
+        char text[96] = "(bad)";
+        unsigned off = c->insn_off[i], end = i + 1 < c->insns ? c->insn_off[i + 1] : c->code_len;
+        if (forms_decode(f, c->code + off, c->code_len - off, &ic))
+            ZydisFormatterFormatInstruction(&fmt, &ic.d, ic.op, ic.d.operand_count_visible, text, sizeof(text),
+                                            c->rip + off, NULL);
+        fprintf(out, "  %08" PRIx64 " ", c->rip + off);
+        for (unsigned k = off; k < end; k++)
+            fprintf(out, " %02x", c->code[k]);
+        fprintf(out, "%*s  %s\n", end - off < 12 ? (int)(12 - (end - off)) * 3 : 0, "", text);
+    }
+    for (unsigned i = 0; i < (c->mode == MODE_64 ? 16 : 8); i++)
+        fprintf(out, "%s%-3s %016" PRIx64, i % 4 ? " " : i ? "\n  " : "  ", reg_name[i], c->gpr[i]);
+    uint32_t mxcsr;
+    uint16_t fpu[2];
+    memcpy(&mxcsr, c->xsave + 24, 4);
+    memcpy(fpu, c->xsave, 4);
+    fprintf(out, "\n  rflags %" PRIx64 " fs_base %" PRIx64 " gs_base %" PRIx64 " mxcsr %x fcw %x fsw %x bv %x image %u\n",
+            c->rflags, c->fs_base, c->gs_base, mxcsr, fpu[0], fpu[1], c->xsave[512], c->image);
+}
