@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "vmm/engine/engine.h"
+#include "vmm/engine/soft/features.h"
 #include "vmm/engine/soft/insn.h"
 
 /* ---- RFLAGS, CR, EFER bits (SDM vol. 1 3.4.3, vol. 3 2.5) ---- */
@@ -131,12 +132,13 @@ struct site_slot {
     uint64_t delta;
 };
 
-#define JUMP_CACHE_BITS 12
-#define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
+/* Targets of indirect branches, per mmu index: slot = low 16 bits of the target's RIP. */
+#define JUMP_CACHE_SIZE 65536u
 struct jump_slot {
-    uint64_t tag; /* guest linear RIP ^ cpu->jump_mix at fill time; 0 = empty */
+    uint64_t neg_rip; /* -RIP; JUMP_EMPTY(slot) when empty */
     uint64_t host;
 };
+#define JUMP_EMPTY(slot) ((slot) == 0 ? 1ull : 0ull) /* is -RIP for no RIP whose low bits are `slot` */
 
 struct soft_exception {
     bool pending;
@@ -161,18 +163,19 @@ struct soft_cpu {
     uint8_t irq_waiting; /* an interrupt is pending but IF was 0 when it was looked at */
     uint8_t cpl;
     _Atomic uint32_t exit_request; /* non-zero: translated code leaves at the next safe point */
+    _Atomic uint32_t inbox_flag; /* another vCPU posted something (code invalidation, page protection) */
     uint64_t saved[16];  /* true guest values of registers lent out as scratch */
     uint64_t tmp[8];
     uint64_t host_rsp;
     uint64_t host_pc;    /* where to enter translated code */
     uint64_t exit_info;  /* what the exit is about: a block exit, a memory site, ... */
-    uint64_t jump_mix;   /* changes with every TLB flush and mode change: invalidates the jump cache in O(1) */
+    uint64_t jump_mix;   /* counts TLB flushes */
     struct cpu_segment seg[SEG_COUNT];
     uint64_t tsc_offset;
     uint8_t bounce[128] __attribute__((aligned(64)));
     struct site_slot site[MMU_IDX_COUNT][2][SITE_COUNT];
     struct tlb_entry tlb[MMU_IDX_COUNT][TLB_SIZE];
-    struct jump_slot jump[JUMP_CACHE_SIZE];
+    struct jump_slot jump[MMU_IDX_COUNT][JUMP_CACHE_SIZE]; /* sparsely touched */
 
     /* --- C only --- */
     struct cpu_segment tr, ldtr;
@@ -182,7 +185,10 @@ struct soft_cpu {
     uint64_t dr[8];
     uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
-    uint64_t misc_msr[8]; /* see msr.c */
+    unsigned vcpus;      /* of the VM (topology in CPUID) and the TSC's frequency: set before soft_cpuid_init() */
+    uint64_t tsc_khz;
+    struct soft_cpuid cpuid;
+    struct soft_msr msr;
     uint32_t mode;       /* translation mode key, made by soft_update_mode() (run.c) */
     uint8_t mmu_idx;     /* enum soft_mmu_idx for data accesses at the current CPL/AC; kept by soft_update_mode() */
     bool halted, nmi_blocked;
@@ -214,14 +220,13 @@ struct soft_cpu {
         uint64_t global[MMU_IDX_COUNT][TLB_SIZE / 64];
         uint64_t large_4m[16], large_1g; /* Bloom filters of the large pages that have entries, by GVA */
         uint32_t used;               /* bit per mmu index: something was filled since its site slots were cleared */
-        uint16_t epoch;              /* the upper 16 bits of jump_mix */
     } track;
 
     const struct vcpu_irq_port *port;
     struct soft_engine *engine;
     unsigned id;
     bool fpu_live;       /* the guest's FPU state is in the host registers (else in xsave[]) */
-    bool in_guest_dummy;
+    _Atomic uint32_t in_run; /* between the start and the end of run(): it may hold TLB entries in use */
     _Atomic uint32_t kick_request;  /* run() must return VCPU_EXIT_KICKED */
     uint64_t stat[32];   /* enum soft_stat in run.c */
     uint8_t *xsave;      /* 64-aligned, host XSAVE standard format */
@@ -303,10 +308,12 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
 /* Looks up or fills the TLB for one access that stays in a page. On SOFT_OK *host is the HVA, or NULL when the page
  * is no RAM, (for writes) holds translated code, or is watched by a data breakpoint: then *gpa tells where it is and the caller goes through soft_load/soft_store. */
 enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, uint8_t **host, gpa_t *gpa);
-void soft_tlb_init(struct soft_cpu *cpu);             /* a new vCPU: everything empty, jump_mix set; needed once before any other use */
+void soft_tlb_init(struct soft_cpu *cpu);             /* a new vCPU: everything empty; needed once before any other use */
 void soft_tlb_flush_all(struct soft_cpu *cpu);        /* also global entries; needed after any change of CR0.PG/WP, CR4, EFER.NXE, DR0-3, DR7 */
 void soft_tlb_flush_nonglobal(struct soft_cpu *cpu);  /* MOV CR3 */
 void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a);  /* INVLPG */
+/* Something beside the TLB (fetches) depends on a large page at `a`: INVLPG anywhere in it must end that, too. Called by soft_walk(). */
+void soft_tlb_note_large(struct soft_cpu *cpu, uint64_t a, uint32_t page_size);
 /* Makes writes to this guest page take the slow path in this vCPU's TLBs (it holds code now). */
 void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page);
 
@@ -362,6 +369,11 @@ enum soft_result soft_system_insn(struct soft_cpu *cpu, const struct insn *in);
 /* general.c: near JMP/CALL/RET/Jcc/LOOP/JCXZ, PUSH/POP/PUSHA/POPA/ENTER/LEAVE, MOVS/STOS/LODS/CMPS/SCAS/INS/OUTS with REP,
  * XLAT, BOUND, BCD (DAA DAS AAA AAS AAM AAD), MOV with moffs, SALC, INTO.. in all modes (16, 32, 64). */
 enum soft_result soft_general_insn(struct soft_cpu *cpu, const struct insn *in);
+
+/* cpuid.c: what CPUID tells, made once from the host's own; which CR4, EFER and XCR0 bits exist follows from it. Needs cpu->id, vcpus, tsc_khz. */
+void soft_cpuid_init(struct soft_cpu *cpu);
+/* msr.c: MSRs that struct cpu_state doesn't have, to their reset values. At creation and after INIT or reset. */
+void soft_msr_reset(struct soft_cpu *cpu);
 
 /* ---- run.c ---- */
 void soft_update_mode(struct soft_cpu *cpu); /* after any change of CR0/CR4/EFER/CS/SS/DS/ES/CPL/AC/TF/XCR0/DR7/paging */

@@ -58,6 +58,14 @@ static uint64_t breakpoints(const struct soft_cpu *cpu, uint64_t a, uint64_t len
 
 /* ---- filling ---- */
 
+void soft_tlb_note_large(struct soft_cpu *cpu, uint64_t a, uint32_t page_size)
+{
+    unsigned h = bloom_hash(a >> SHIFT_LARGE, 10);
+    cpu->track.large_4m[h / 64] |= 1ull << (h & 63);
+    if (page_size == 1u << SHIFT_HUGE)
+        cpu->track.large_1g |= 1ull << bloom_hash(a >> SHIFT_HUGE, 6);
+}
+
 static void track(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, const struct mmu_result *r)
 {
     unsigned i = slot_of(page);
@@ -71,12 +79,8 @@ static void track(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, co
         *global &= ~bit;
     }
     cpu->track.used |= 1u << idx;
-    if (r->page_size == PAGE_SIZE)
-        return;
-    unsigned h = bloom_hash(page >> SHIFT_LARGE, 10);
-    cpu->track.large_4m[h / 64] |= 1ull << (h & 63);
-    if (r->page_size == 1u << SHIFT_HUGE)
-        cpu->track.large_1g |= 1ull << bloom_hash(page >> SHIFT_HUGE, 6);
+    if (r->page_size > PAGE_SIZE)
+        soft_tlb_note_large(cpu, page, r->page_size);
 }
 
 static struct tlb_entry *fill(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, const struct mmu_result *r)
@@ -139,17 +143,6 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
 
 /* ---- flushing ---- */
 
-/* The upper 16 bits of a canonical address are all equal, so tags made under two different epochs never meet; the
- * cache is emptied for real when the epochs have all been used. The lower 48 bits belong to soft_update_mode(). */
-static void new_epoch(struct soft_cpu *cpu)
-{
-    if (++cpu->track.epoch == 0) {
-        cpu->track.epoch = 1;
-        fill_words(cpu->jump, 0, sizeof(cpu->jump) / 8);
-    }
-    cpu->jump_mix = (cpu->jump_mix & 0x0000ffffffffffffull) | (uint64_t)cpu->track.epoch << 48;
-}
-
 static void drop_sites(struct soft_cpu *cpu)
 {
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++)
@@ -179,9 +172,7 @@ void soft_tlb_init(struct soft_cpu *cpu)
 {
     fill_words(cpu->tlb, TLB_INVALID, sizeof(cpu->tlb) / 8);
     fill_words(cpu->site, TLB_INVALID, sizeof(cpu->site) / 8);
-    fill_words(cpu->jump, 0, sizeof(cpu->jump) / 8);
     soft_zero(&cpu->track, sizeof(cpu->track));
-    new_epoch(cpu);
 }
 
 void soft_tlb_flush_all(struct soft_cpu *cpu)
@@ -196,7 +187,7 @@ void soft_tlb_flush_all(struct soft_cpu *cpu)
     cpu->track.used = 0;
     fill_words(cpu->track.large_4m, 0, sizeof(cpu->track.large_4m) / 8);
     cpu->track.large_1g = 0;
-    new_epoch(cpu);
+    cpu->jump_mix++;
     soft_translation_flush(cpu, true, false, GVA(0));
 }
 
@@ -210,7 +201,7 @@ void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
         if (!any(cpu->track.global[idx]))
             cpu->track.used &= ~(1u << idx);
     }
-    new_epoch(cpu);
+    cpu->jump_mix++;
     soft_translation_flush(cpu, false, false, GVA(0));
 }
 
@@ -264,7 +255,7 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
         drop_region(cpu, idx, a.v, shift);
         drop_region_sites(cpu, idx, a.v, shift);
     }
-    new_epoch(cpu);
+    cpu->jump_mix++;
     soft_translation_flush(cpu, true, shift == PAGE_SHIFT, a);
 }
 
@@ -283,7 +274,7 @@ void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page)
             }
         struct site_slot *s = cpu->site[idx][1]; /* slots know no GPA, but where they lead */
         for (unsigned i = 0; i < SITE_COUNT; i++)
-            if (s[i].tag + s[i].delta == host)
+            if (s[i].delta + (i < SITE_COUNT / 2 ? s[i].tag : 0) == host) /* the upper half holds host pages: translate_mem.c */
                 s[i].tag = TLB_INVALID;
     }
 }

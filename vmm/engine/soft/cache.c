@@ -1,0 +1,492 @@
+/* The code cache of one vCPU: finding, linking and dropping blocks; code written by the guest.
+ *
+ * Every vCPU translates for itself: no locks on the paths that matter, and code patching concerns one thread only. What vCPUs
+ * share is one word per guest page that says who has translations of it. Memory of dead blocks is reclaimed by flushing the whole
+ * cache when it is full; until then a dead block's entry leads back to C, so nobody needs to know who jumps to it. */
+#include "vmm/engine/soft/emit.h"
+#include "vmm/engine/soft/ram.h"
+#include "vmm/engine/soft/xlat.h"
+
+#define HASH_SIZE (1u << BLOCK_HASH_BITS)
+#define NEAR_MISS_LIMIT 64
+
+uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size)
+{
+    uint32_t at = p->meta_used;
+    size = (size + 31) & ~31u;
+    if (at + size > META_SIZE)
+        return 0;
+    p->meta_used = at + size;
+    return at;
+}
+
+bool soft_cache_low(const struct soft_private *p)
+{
+    return p->code_used + (128u << 10) > CODE_CACHE_SIZE || p->meta_used + (64u << 10) > META_SIZE;
+}
+
+static uint32_t hash_block(uint64_t gpa, uint64_t rip, uint32_t mode)
+{
+    uint64_t h = (gpa ^ (rip >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull ^ (uint64_t)mode << 40) * 0xff51afd7ed558ccdull;
+    return (uint32_t)(h >> (64 - BLOCK_HASH_BITS));
+}
+
+static uint32_t hash_page(uint64_t gpa)
+{
+    return (uint32_t)((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - BLOCK_HASH_BITS));
+}
+
+/* ---- which vCPUs have code of a page ---- */
+
+static _Atomic uint64_t *code_word(const struct soft_cpu *cpu, uint64_t gpa)
+{
+    uint64_t n = gpa >> PAGE_SHIFT;
+    return n < cpu->engine->code_pages ? &cpu->engine->code_map[n] : NULL;
+}
+
+bool soft_page_has_code(struct soft_cpu *cpu, gpa_t page)
+{
+    _Atomic uint64_t *w = code_word(cpu, page.v);
+    return w && atomic_load_explicit(w, memory_order_seq_cst) != 0;
+}
+
+/* ---- messages between vCPUs ---- */
+
+static void inbox_lock(struct soft_inbox *b)
+{
+    while (atomic_exchange_explicit(&b->lock, 1, memory_order_acquire))
+        __builtin_ia32_pause();
+}
+
+static void inbox_unlock(struct soft_inbox *b)
+{
+    atomic_store_explicit(&b->lock, 0, memory_order_release);
+}
+
+/* Returns the number that inbox.done must reach. */
+static uint64_t post(struct soft_cpu *to, uint64_t gpa, uint32_t len)
+{
+    struct soft_inbox *b = &to->priv->inbox;
+    inbox_lock(b);
+    if (b->count < INBOX_SIZE) {
+        b->msg[b->count].gpa = gpa;
+        b->msg[b->count].len = len;
+        b->count++;
+    } else {
+        b->overflow = true;
+    }
+    uint64_t n = ++b->posted;
+    atomic_store(&to->inbox_flag, 1);
+    inbox_unlock(b);
+    atomic_store(&to->exit_request, 1);
+    return n;
+}
+
+static void kill_range(struct soft_cpu *cpu, uint64_t gpa, uint32_t len);
+
+static void drop_everything(struct soft_cpu *cpu)
+{
+    soft_cache_flush(cpu);
+    soft_tlb_flush_all(cpu);
+}
+
+void soft_drain_inbox(struct soft_cpu *cpu)
+{
+    struct soft_inbox *b = &cpu->priv->inbox;
+    inbox_lock(b);
+    atomic_store(&cpu->inbox_flag, 0);
+    if (b->overflow)
+        drop_everything(cpu);
+    for (unsigned i = 0; i < b->count && !b->overflow; i++) {
+        if (b->msg[i].len)
+            kill_range(cpu, b->msg[i].gpa, b->msg[i].len);
+        else
+            soft_tlb_protect_page(cpu, GPA(b->msg[i].gpa));
+    }
+    b->count = 0;
+    b->overflow = false;
+    atomic_store(&b->done, b->posted);
+    inbox_unlock(b);
+}
+
+/* Waits until `other` has taken the message, or runs no guest code (then it looks into its inbox before it does). */
+static void await(struct soft_cpu *cpu, struct soft_cpu *other, uint64_t number)
+{
+    unsigned spins = 0;
+    while (atomic_load(&other->priv->inbox.done) < number && atomic_load(&other->in_run)) {
+        if (atomic_load(&cpu->inbox_flag))
+            soft_drain_inbox(cpu); /* it may be waiting for us likewise */
+        if (++spins < 200) {
+            __builtin_ia32_pause();
+        } else {
+            long r;
+            __asm__ volatile("syscall" : "=a"(r) : "a"(24 /* sched_yield */) : "rcx", "r11", "memory");
+        }
+    }
+}
+
+/* This vCPU is about to translate code of this page: from now on every write to the page must be seen, by whichever vCPU. The write
+ * tags of the TLBs carry that, so others must have dropped theirs before the first byte of code is read. */
+static void claim_page(struct soft_cpu *cpu, uint64_t page)
+{
+    _Atomic uint64_t *w = code_word(cpu, page);
+    uint64_t bit = 1ull << cpu->id;
+    if (!w || (atomic_load(w) & bit))
+        return;
+    if (atomic_fetch_or(w, bit) != 0)
+        return; /* it was protected before */
+    soft_tlb_protect_page(cpu, GPA(page));
+    uint64_t number[ENGINE_MAX_VCPUS];
+    struct soft_engine *g = cpu->engine;
+    for (unsigned i = 0; i < g->vcpus; i++)
+        if (i != cpu->id && g->cpu[i])
+            number[i] = post(g->cpu[i], page, 0);
+    for (unsigned i = 0; i < g->vcpus; i++)
+        if (i != cpu->id && g->cpu[i])
+            await(cpu, g->cpu[i], number[i]);
+}
+
+static void release_page(struct soft_cpu *cpu, uint64_t page)
+{
+    _Atomic uint64_t *w = code_word(cpu, page);
+    if (w)
+        atomic_fetch_and(w, ~(1ull << cpu->id));
+}
+
+/* ---- killing blocks ---- */
+
+static void unhash(struct soft_private *p, struct block *b, uint32_t off)
+{
+    uint32_t *at = &p->hash[hash_block(b->gpa, b->rip, b->mode)];
+    while (*at && *at != off)
+        at = &((struct block *)meta_ptr(p, *at))->next_hash;
+    if (*at)
+        *at = b->next_hash;
+}
+
+static void kill_block(struct soft_private *p, struct block *b, uint32_t off)
+{
+    unhash(p, b, off);
+    b->dead = true;
+    struct emitter e = {p->code + b->host};
+    emit_store_gs32_imm(&e, GS(exit_info), off);
+    emit_jmp(&e, p->code + p->stub_exit[HX_DEAD]);
+}
+
+/* Drops this vCPU's blocks that overlap [gpa, gpa+len) (in one page); returns how many. */
+static unsigned kill_overlapping(struct soft_cpu *cpu, uint64_t gpa, uint32_t len, bool *left)
+{
+    struct soft_private *p = cpu->priv;
+    uint64_t page = gpa & PAGE_MASK;
+    uint32_t *at = &p->page_hash[hash_page(page)];
+    unsigned killed = 0;
+    *left = false;
+    while (*at) {
+        struct block *b = meta_ptr(p, *at);
+        if ((b->gpa & PAGE_MASK) == page) {
+            if (gpa < b->gpa + b->guest_len && b->gpa < gpa + len) {
+                uint32_t off = *at;
+                *at = b->next_page;
+                kill_block(p, b, off);
+                killed++;
+                continue;
+            }
+            *left = true;
+        }
+        at = &b->next_page;
+    }
+    cpu->stat[ST_KILLED] += killed;
+    return killed;
+}
+
+static void kill_range(struct soft_cpu *cpu, uint64_t gpa, uint32_t len)
+{
+    struct soft_private *p = cpu->priv;
+    while (len) {
+        uint64_t page = gpa & PAGE_MASK;
+        uint32_t n = (uint32_t)(page + PAGE_SIZE - gpa);
+        if (n > len)
+            n = len;
+        bool left;
+        unsigned killed = kill_overlapping(cpu, gpa, n, &left);
+        /* A page that is written again and again beside its code holds data by now: give it back to the fast path. */
+        unsigned k = (page >> PAGE_SHIFT) & 63;
+        if (killed || p->near_miss[k].page != page) {
+            p->near_miss[k].page = page;
+            p->near_miss[k].misses = 0;
+        } else if (++p->near_miss[k].misses > NEAR_MISS_LIMIT && left) {
+            kill_overlapping(cpu, page, PAGE_SIZE, &left);
+        }
+        if (!left)
+            release_page(cpu, page);
+        gpa += n;
+        len -= n;
+    }
+}
+
+void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len)
+{
+    struct soft_engine *g = cpu->engine;
+    uint64_t others = 0;
+    for (uint64_t page = a.v & PAGE_MASK; page < a.v + len; page += PAGE_SIZE) {
+        _Atomic uint64_t *w = code_word(cpu, page);
+        if (w)
+            others |= atomic_load(w);
+    }
+    if (others & 1ull << cpu->id)
+        kill_range(cpu, a.v, len);
+    others &= ~(1ull << cpu->id);
+    for (unsigned i = 0; others && i < g->vcpus; i++)
+        if (others & 1ull << i && g->cpu[i])
+            post(g->cpu[i], a.v, len);
+}
+
+/* ---- flushes ---- */
+
+static void clear_jumps(struct soft_cpu *cpu, unsigned list, bool page, uint64_t a)
+{
+    struct soft_private *p = cpu->priv;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < p->jumps_filled[list]; i++) {
+        uint32_t v = p->jump_filled[list][i];
+        struct jump_slot *s = &cpu->jump[v >> 16][v & 0xffff];
+        if (page && ((-s->neg_rip ^ a) & PAGE_MASK)) {
+            p->jump_filled[list][kept++] = v;
+            continue;
+        }
+        s->neg_rip = JUMP_EMPTY(v & 0xffff);
+    }
+    p->jumps_filled[list] = kept;
+}
+
+static void unlink_list(struct soft_private *p, unsigned list, bool page, uint64_t a)
+{
+    uint32_t *at = &p->cross_links[list];
+    while (*at) {
+        struct link *l = meta_ptr(p, *at);
+        const struct block *b = meta_ptr(p, l->block);
+        if (page && ((l->target ^ a) & PAGE_MASK) && ((b->rip ^ a) & PAGE_MASK)) {
+            at = &l->next;
+            continue;
+        }
+        patch_rel32(p->code + l->jump, p->code + l->stub);
+        l->linked = false;
+        *at = l->next;
+    }
+}
+
+static unsigned bloom(uint64_t page)
+{
+    return (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 54);
+}
+
+void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a)
+{
+    struct soft_private *p = cpu->priv;
+    if (!p)
+        return;
+    unsigned h = bloom(a.v);
+    if (page && !(p->code_pages[h / 64] >> (h & 63) & 1))
+        return; /* nothing was ever concluded from that page's mapping */
+    for (unsigned i = 0; i < ITLB_SIZE; i++) {
+        if (page ? ((p->itlb[i].tag ^ a.v) & PAGE_MASK) == 0 : global || !p->itlb[i].global)
+            p->itlb[i].tag = TLB_INVALID;
+    }
+    for (unsigned list = 0; list < 2; list++) {
+        if (list == 1 && !global)
+            continue;
+        clear_jumps(cpu, list, page, a.v);
+        unlink_list(p, list, page, a.v);
+    }
+    if (global && !page)
+        soft_zero(p->code_pages, sizeof p->code_pages);
+}
+
+void soft_cache_flush(struct soft_cpu *cpu)
+{
+    struct soft_private *p = cpu->priv;
+    clear_jumps(cpu, 0, false, 0);
+    clear_jumps(cpu, 1, false, 0);
+    for (uint32_t i = 0; i < HASH_SIZE; i++) {
+        for (uint32_t at = p->page_hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_page)
+            release_page(cpu, ((struct block *)meta_ptr(p, at))->gpa);
+        p->page_hash[i] = 0;
+        p->hash[i] = 0;
+    }
+    p->cross_links[0] = p->cross_links[1] = 0;
+    p->code_used = p->code_stubs_end;
+    p->meta_used = 64; /* offset 0 means none */
+    p->generation++;
+    cpu->stat[ST_CACHE_FLUSH]++;
+}
+
+void soft_clear_jumps(struct soft_cpu *cpu, unsigned list)
+{
+    clear_jumps(cpu, list, false, 0);
+}
+
+/* Whoever still jumps to a dead block goes on to the one that took its place. */
+void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *to)
+{
+    struct soft_private *p = cpu->priv;
+    const struct block *b = meta_ptr(p, dead);
+    if (b->mode != to->mode || b->gpa != to->gpa || b->rip != to->rip)
+        return; /* another page is mapped there now: only a look-up may lead to it */
+    struct emitter e = {p->code + b->host};
+    emit_jmp(&e, p->code + to->host);
+}
+
+/* ---- finding code ---- */
+
+enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct code_page *out)
+{
+    struct soft_private *p = cpu->priv;
+    uint64_t page = linear & PAGE_MASK;
+    uint8_t idx = cpu->cpl == 3 ? MMU_USER : MMU_KERNEL;
+    unsigned i = (linear >> PAGE_SHIFT) & (ITLB_SIZE - 1);
+    if (p->itlb[i].tag != page || p->itlb[i].idx != idx) {
+        struct mmu_result r;
+        enum soft_result res = soft_walk(cpu, GVA(linear), ACC_EXEC, (enum soft_mmu_idx)idx, false, &r);
+        if (res != SOFT_OK)
+            return res;
+        p->itlb[i].tag = page;
+        p->itlb[i].idx = idx;
+        p->itlb[i].gpa = r.gpa.v & PAGE_MASK;
+        p->itlb[i].host = soft_ram(soft_memory(cpu), r.gpa.v & PAGE_MASK, PAGE_SIZE, false);
+        p->itlb[i].global = r.global;
+        unsigned h = bloom(page);
+        p->code_pages[h / 64] |= 1ull << (h & 63);
+    }
+    out->gpa = p->itlb[i].gpa;
+    out->host = p->itlb[i].host;
+    out->global = p->itlb[i].global;
+    return SOFT_OK;
+}
+
+/* Bytes outside RAM read as ones: an undefined instruction. */
+enum soft_result soft_fetch(struct soft_cpu *cpu, uint8_t *bytes, unsigned *avail)
+{
+    uint64_t linear = cpu->rip;
+    if (!soft_code64(cpu))
+        linear = (uint32_t)(cpu->rip + cpu->seg[SEG_CS].base);
+    unsigned n = 0;
+    *avail = 0;
+    while (n < 15) {
+        struct code_page c;
+        uint64_t at = linear + n;
+        if (!soft_code64(cpu)) {
+            at = (uint32_t)at;
+            if (cpu->rip + n > cpu->seg[SEG_CS].limit) {
+                if (n)
+                    break;
+                return soft_raise_err(cpu, EXC_GP, 0);
+            }
+        } else if ((int64_t)(at << 16) >> 16 != (int64_t)at) {
+            if (n)
+                break;
+            return soft_raise_err(cpu, EXC_GP, 0);
+        }
+        enum soft_result res = soft_code_page(cpu, at, &c);
+        if (res != SOFT_OK) {
+            if (n == 0)
+                return res;
+            cpu->exc.pending = false; /* only if the instruction reaches that far */
+            break;
+        }
+        unsigned room = (unsigned)(PAGE_SIZE - (at & ~PAGE_MASK)), k = 15 - n < room ? 15 - n : room;
+        for (unsigned i = 0; i < k; i++)
+            bytes[n + i] = c.host ? c.host[(at & ~PAGE_MASK) + i] : 0xff;
+        n += k;
+    }
+    *avail = n;
+    return SOFT_OK;
+}
+
+static void insert(struct soft_cpu *cpu, struct block *b)
+{
+    struct soft_private *p = cpu->priv;
+    uint32_t off = (uint32_t)((uint8_t *)b - p->meta);
+    uint32_t *h = &p->hash[hash_block(b->gpa, b->rip, b->mode)];
+    b->next_hash = *h;
+    *h = off;
+    uint32_t *g = &p->page_hash[hash_page(b->gpa)];
+    b->next_page = *g;
+    *g = off;
+}
+
+/* 64-bit code only. NULL with *res SOFT_OK: this place must be stepped. */
+struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum soft_result *res)
+{
+    struct soft_private *p = cpu->priv;
+    struct code_page page;
+    uint64_t rip = cpu->rip;
+    uint32_t mode = cpu->mode | extra_mode;
+    *res = SOFT_OK;
+    if ((int64_t)(rip << 16) >> 16 != (int64_t)rip) {
+        *res = soft_raise_err(cpu, EXC_GP, 0);
+        return NULL;
+    }
+    *res = soft_code_page(cpu, rip, &page);
+    if (*res != SOFT_OK || !page.host)
+        return NULL;
+    uint64_t gpa = page.gpa + (rip & ~PAGE_MASK);
+    for (uint32_t at = p->hash[hash_block(gpa, rip, mode)]; at;) {
+        struct block *b = meta_ptr(p, at);
+        if (b->gpa == gpa && b->rip == rip && b->mode == mode)
+            return b;
+        at = b->next_hash;
+    }
+    soft_fpu_park(cpu);
+    if (soft_cache_low(p))
+        soft_cache_flush(cpu);
+    claim_page(cpu, page.gpa);
+    struct block *b = soft_translate(cpu, rip, &page, mode);
+    if (!b)
+        return NULL;
+    cpu->stat[ST_BLOCKS]++;
+    insert(cpu, b);
+    return b;
+}
+
+/* The block whose host code contains this host address, by search: only host faults ask. */
+struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc)
+{
+    struct soft_private *p = cpu->priv;
+    uint64_t off = host_pc - (uint64_t)(uintptr_t)p->code;
+    if (off >= p->code_used)
+        return NULL;
+    for (uint32_t i = 0; i < HASH_SIZE; i++)
+        for (uint32_t at = p->hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_hash) {
+            struct block *b = meta_ptr(p, at);
+            if (off >= b->host && off < b->host_end)
+                return b;
+        }
+    return NULL;
+}
+
+void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)
+{
+    struct soft_private *p = cpu->priv;
+    struct block *from = meta_ptr(p, l->block);
+    if (l->linked || to->mode != (from->mode & ~MODE_NO_MERGE))
+        return;
+    if (l->cross_page) {
+        unsigned list = from->global && to->global;
+        l->next = p->cross_links[list];
+        p->cross_links[list] = (uint32_t)((uint8_t *)l - p->meta);
+    }
+    l->linked = true;
+    patch_rel32(p->code + l->jump, p->code + to->host);
+}
+
+/* From any thread. */
+void soft_dma_written(struct soft_engine *g, gpa_t a, uint64_t len)
+{
+    for (uint64_t page = a.v & PAGE_MASK; page < a.v + len; page += PAGE_SIZE) {
+        uint64_t n = page >> PAGE_SHIFT;
+        uint64_t who = n < g->code_pages ? atomic_load(&g->code_map[n]) : 0;
+        for (unsigned i = 0; who && i < g->vcpus; i++)
+            if (who & 1ull << i && g->cpu[i])
+                post(g->cpu[i], page, (uint32_t)PAGE_SIZE);
+    }
+}

@@ -1,0 +1,461 @@
+/* The main loop of a vCPU: enter translated code, see why it came back, deliver events. */
+#include "vmm/engine/soft/xlat.h"
+
+#define DR6_BS (1ull << 14)
+
+/* ---- mode ---- */
+
+static uint32_t fpu_mode(const struct soft_cpu *cpu)
+{
+    uint32_t m = 0;
+    bool ts = cpu->cr0 & CR0_TS, em = cpu->cr0 & CR0_EM;
+    if (ts || em)
+        m |= MODE_NO_X87 | MODE_NO_MMX | MODE_NO_SSE | MODE_NO_AVX | MODE_NO_AVX512;
+    if (!(cpu->cr4 & CR4_OSFXSR))
+        m |= MODE_NO_SSE;
+    if (!(cpu->cr4 & CR4_OSXSAVE) || (cpu->xcr0 & 6) != 6)
+        m |= MODE_NO_AVX | MODE_NO_AVX512;
+    if ((cpu->xcr0 & 0xe6) != 0xe6)
+        m |= MODE_NO_AVX512;
+    return m;
+}
+
+static uint8_t data_mmu_idx(const struct soft_cpu *cpu)
+{
+    if (cpu->cpl == 3)
+        return MMU_USER;
+    return (cpu->cr4 & CR4_SMAP) && !(cpu->rflags & FL_AC) ? MMU_KERNEL : MMU_KERNEL_AC;
+}
+
+void soft_update_mode(struct soft_cpu *cpu)
+{
+    uint32_t old = cpu->mode, m = fpu_mode(cpu);
+    cpu->mmu_idx = data_mmu_idx(cpu);
+    m |= cpu->mmu_idx;
+    bool wide = soft_code64(cpu);
+    m |= (wide ? 2u : cpu->seg[SEG_CS].attr & SEG_ATTR_DB ? 1u : 0u) << MODE_SIZE_SHIFT;
+    if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FL_AC))
+        m |= MODE_AC;
+    if (!wide || (cpu->rflags & FL_TF) || (cpu->dr[7] & 0xff))
+        m |= MODE_STEP;
+    cpu->mode = m;
+    if ((old ^ m) & ~(MODE_IDX_MASK | MODE_STEP | MODE_SIZE_MASK))
+        soft_translation_flush(cpu, true, false, GVA(0)); /* the jump cache knows only the mmu index */
+}
+
+void soft_set_rflags(struct soft_cpu *cpu, uint64_t v)
+{
+    uint64_t changed = cpu->rflags ^ v;
+    cpu->rflags = v & ~(uint64_t)FL_IF;
+    cpu->if_flag = (v & FL_IF) != 0;
+    if (changed & (FL_AC | FL_TF))
+        soft_update_mode(cpu);
+}
+
+/* ---- coming back from translated code ---- */
+
+static void merge_flags(struct soft_cpu *cpu, uint64_t flags)
+{
+    cpu->rflags = (cpu->rflags & ~(uint64_t)(FL_ARITH | FL_DF)) | (flags & (FL_ARITH | FL_DF));
+}
+
+/* Registers lent out as scratch get their guest values back. */
+static void take_back(struct soft_cpu *cpu, uint16_t borrowed)
+{
+    for (unsigned r = 0; borrowed; r++, borrowed >>= 1)
+        if (borrowed & 1)
+            cpu->gpr[r] = cpu->saved[r];
+}
+
+static void precise_at_site(struct soft_cpu *cpu, const struct site *s)
+{
+    const struct block *b = meta_ptr(cpu->priv, s->block);
+    uint64_t flags = cpu->tmp[1];
+    if (s->flags & SITE_FLAGS) { /* LAHF in AH, OF in AL */
+        uint64_t rax = cpu->gpr[R_RAX];
+        flags = (flags & FL_DF) | ((rax >> 8) & (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF)) | (rax & 1 ? FL_OF : 0);
+    }
+    merge_flags(cpu, flags);
+    take_back(cpu, s->borrowed);
+    cpu->rip = b->rip + s->guest;
+}
+
+/* A check failed in its inline cache and in the TLB. Returns true when the site may try again at *host. */
+static bool retry_site(struct soft_cpu *cpu, const struct site *s)
+{
+    uint64_t a = cpu->gpr[s->scratch];
+    const struct block *b = meta_ptr(cpu->priv, s->block);
+    if (((a ^ (a + s->span)) & PAGE_MASK) || b->dead)
+        return false;
+    uint8_t *host;
+    gpa_t gpa;
+    enum soft_access acc = s->flags & SITE_WRITE ? ACC_WRITE : ACC_READ;
+    enum soft_result r = soft_tlb_lookup(cpu, GVA(a), acc, (enum soft_mmu_idx)(b->mode & MODE_IDX_MASK), &host, &gpa);
+    if (r != SOFT_OK)
+        cpu->exc.pending = false; /* the instruction itself will fault, or it turns out that it is not reached */
+    return r == SOFT_OK && host && !b->dead;
+}
+
+static enum soft_result step_one(struct soft_cpu *cpu);
+
+static enum soft_result memory_exit(struct soft_cpu *cpu, uint32_t *again)
+{
+    const struct site *s = meta_ptr(cpu->priv, (uint32_t)cpu->exit_info);
+    cpu->stat[ST_MEM]++;
+    if (retry_site(cpu, s)) {
+        *again = s->retry;
+        return SOFT_OK;
+    }
+    precise_at_site(cpu, s);
+    if (s->flags & SITE_MERGED) {
+        cpu->priv->no_merge_once = true;
+        cpu->stat[ST_NOMERGE]++;
+        return SOFT_OK;
+    }
+    return step_one(cpu);
+}
+
+/* Finds the guest instruction of a host fault and makes the state precise. */
+static enum soft_result host_fault(struct soft_cpu *cpu)
+{
+    struct soft_private *p = cpu->priv;
+    struct block *b = soft_block_of_host(cpu, p->fault_pc);
+    cpu->stat[ST_HOSTFAULT]++;
+    if (!b) {
+        static const char why[] = "host fault in translated code of no known block";
+        cpu->exit->kind = VCPU_EXIT_FAIL;
+        soft_copy(cpu->exit->fail, why, sizeof why);
+        return SOFT_EXIT;
+    }
+    const struct imap *map = meta_ptr(p, b->map), *at = NULL;
+    uint32_t off = (uint32_t)(p->fault_pc - (uint64_t)(uintptr_t)p->code);
+    for (unsigned i = 0; i < b->map_count && map[i].host <= off; i++)
+        at = &map[i];
+    if (!at || p->fault_trap == EXC_PF) {
+        static const char why[] = "host page fault in translated code: an unchecked access";
+        cpu->rip = b->rip;
+        cpu->exit->kind = VCPU_EXIT_FAIL;
+        soft_copy(cpu->exit->fail, why, sizeof why);
+        return SOFT_EXIT;
+    }
+    merge_flags(cpu, cpu->tmp[1]);
+    take_back(cpu, at->borrowed);
+    cpu->rip = b->rip + at->guest;
+    if (p->fault_trap == EXC_GP || p->fault_trap == EXC_AC || p->fault_trap == EXC_SS)
+        return soft_raise_err(cpu, EXC_GP, 0);
+    return soft_raise(cpu, (uint8_t)p->fault_trap);
+}
+
+static void fill_jump(struct soft_cpu *cpu, const struct block *b)
+{
+    struct soft_private *p = cpu->priv;
+    uint32_t idx = b->mode & MODE_IDX_MASK, n = (uint32_t)(b->rip & (JUMP_CACHE_SIZE - 1)), list = b->global;
+    if (p->jumps_filled[list] == sizeof p->jump_filled[0] / sizeof p->jump_filled[0][0])
+        soft_clear_jumps(cpu, list);
+    struct jump_slot *s = &cpu->jump[idx][n];
+    s->host = (uint64_t)(uintptr_t)(p->code + b->host);
+    s->neg_rip = -b->rip;
+    p->jump_filled[list][p->jumps_filled[list]++] = idx << 16 | n;
+}
+
+/* ---- stepping ---- */
+
+static bool code_breakpoint(struct soft_cpu *cpu)
+{
+    uint64_t dr7 = cpu->dr[7], linear = cpu->rip + (soft_code64(cpu) ? 0 : cpu->seg[SEG_CS].base), hit = 0;
+    if (!(dr7 & 0xff) || (cpu->rflags & FL_RF))
+        return false;
+    for (unsigned i = 0; i < 4; i++)
+        if ((dr7 >> (2 * i) & 3) && (dr7 >> (16 + 4 * i) & 3) == 0 && cpu->dr[i] == linear)
+            hit |= 1ull << i;
+    if (!hit)
+        return false;
+    cpu->exc = (struct soft_exception){.pending = true, .vector = EXC_DB, .dr6 = hit};
+    return true;
+}
+
+/* Did the instruction leave to ask the VMM for data? Then it starts again later and nothing has happened yet. */
+static bool asks_for_data(const struct soft_cpu *cpu)
+{
+    const struct vcpu_exit *x = cpu->exit;
+    return (x->kind == VCPU_EXIT_MMIO && !x->mmio.write) || (x->kind == VCPU_EXIT_IO && !x->io.write);
+}
+
+/* One instruction, with what must happen around it: shadow, breakpoints, single-step trap. */
+static enum soft_result step_one(struct soft_cpu *cpu)
+{
+    bool tf = cpu->rflags & FL_TF, shadow = cpu->irq_shadow;
+    uint64_t had_rf = cpu->rflags & FL_RF;
+    if (!shadow && code_breakpoint(cpu))
+        return SOFT_FAULT;
+    cpu->pending_db = 0;
+    enum soft_result r = soft_step(cpu);
+    if (r == SOFT_FAULT || r == SOFT_RESTART)
+        return r;
+    if (r == SOFT_EXIT && asks_for_data(cpu))
+        return r;
+    if (shadow)
+        cpu->irq_shadow = 0;
+    if (had_rf && (cpu->rflags & FL_RF))
+        cpu->rflags &= ~(uint64_t)FL_RF;
+    if (tf)
+        cpu->pending_db |= DR6_BS;
+    if (cpu->pending_db && r == SOFT_OK && !cpu->irq_shadow) {
+        cpu->exc = (struct soft_exception){.pending = true, .vector = EXC_DB, .is_trap_db = true, .dr6 = cpu->pending_db};
+        cpu->pending_db = 0;
+        return SOFT_FAULT;
+    }
+    return r;
+}
+
+/* ---- events ---- */
+
+static bool deliver(struct soft_cpu *cpu, uint8_t vector, enum soft_result *r)
+{
+    cpu->halted = false;
+    cpu->stat[ST_INTERRUPT]++;
+    *r = soft_deliver_interrupt(cpu, vector);
+    return true;
+}
+
+/* Looks at NMI and interrupts; true when one was delivered (*r tells how that went). */
+static bool take_interrupt(struct soft_cpu *cpu, enum soft_result *r)
+{
+    const struct vcpu_irq_port *port = cpu->port;
+    struct soft_private *p = cpu->priv;
+    if (!port || cpu->irq_shadow)
+        return false;
+    soft_fpu_park(cpu);
+    if (!p->nmi_waiting && port->take_nmi(port->ctx))
+        p->nmi_waiting = true;
+    if (p->nmi_waiting && !cpu->nmi_blocked) {
+        p->nmi_waiting = false;
+        return deliver(cpu, EXC_NMI, r);
+    }
+    cpu->irq_waiting = 0;
+    if (port->pending(port->ctx) < 0)
+        return false;
+    if (!cpu->if_flag) {
+        cpu->irq_waiting = 1;
+        return false;
+    }
+    int vector = port->acknowledge(port->ctx);
+    return vector >= 0 && deliver(cpu, (uint8_t)vector, r);
+}
+
+/* The VMM has answered: make the answer available to the instruction that asked. */
+static void finish_read(struct soft_cpu *cpu, const struct vcpu_exit *exit)
+{
+    struct soft_private *p = cpu->priv;
+    uint32_t kind = p->pending_read;
+    p->pending_read = 0;
+    if (kind == PENDING_MMIO && cpu->io.count < SOFT_IO_PIECES) {
+        uint32_t n = cpu->io.count++;
+        cpu->io.replay[n].addr = exit->mmio.addr.v;
+        cpu->io.replay[n].len = exit->mmio.len;
+        soft_copy(cpu->io.replay[n].data, exit->mmio.data, 8);
+    } else if (kind == PENDING_PIO) {
+        cpu->io.have = true;
+        cpu->io.is_mmio = false;
+        cpu->io.addr = exit->io.port;
+        cpu->io.len = exit->io.size;
+        cpu->io.pio_len = (uint32_t)exit->io.size * exit->io.count;
+        soft_copy(cpu->io.pio, exit->io.data, cpu->io.pio_len <= sizeof cpu->io.pio ? cpu->io.pio_len : sizeof cpu->io.pio);
+    }
+}
+
+static void note_pending_read(struct soft_cpu *cpu)
+{
+    if (asks_for_data(cpu))
+        cpu->priv->pending_read = cpu->exit->kind == VCPU_EXIT_MMIO ? PENDING_MMIO : PENDING_PIO;
+}
+
+/* The next MMIO write of an instruction that has retired becomes an exit. */
+static bool next_write(struct soft_cpu *cpu)
+{
+    struct soft_private *p = cpu->priv;
+    if (p->write_next >= p->writes)
+        return false;
+    struct vcpu_exit *x = cpu->exit;
+    x->kind = VCPU_EXIT_MMIO;
+    x->mmio.addr = GPA(cpu->io.write[p->write_next].addr);
+    x->mmio.len = cpu->io.write[p->write_next].len;
+    x->mmio.write = true;
+    soft_copy(x->mmio.data, cpu->io.write[p->write_next].data, 8);
+    p->write_next++;
+    return true;
+}
+
+static void retire_io(struct soft_cpu *cpu)
+{
+    struct soft_private *p = cpu->priv;
+    soft_io_retire(cpu);
+    p->writes = cpu->io.writes;
+    p->write_next = 0;
+    cpu->io.writes = 0;
+}
+
+/* ---- the loop ---- */
+
+/* Runs translated code from `host` until it has to be looked at. SOFT_OK: go on at RIP. */
+static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
+{
+    struct soft_private *p = cpu->priv;
+    struct link *link = NULL;
+    uint32_t generation = p->generation, dead = 0;
+    enum soft_result r = SOFT_OK;
+    for (;;) {
+        soft_fpu_resume(cpu);
+        enum soft_host_exit hx = soft_enter(cpu, host);
+        link = NULL;
+        dead = 0;
+        switch (hx) {
+        case HX_MEM: {
+            uint32_t again = 0;
+            r = memory_exit(cpu, &again);
+            if (!again)
+                return r;
+            host = again;
+            continue;
+        }
+        case HX_HOSTFAULT:
+            return host_fault(cpu);
+        case HX_SPECIAL: {
+            const struct xinsn *x = meta_ptr(p, (uint32_t)cpu->exit_info);
+            merge_flags(cpu, cpu->tmp[1]);
+            cpu->rip = x->in.rip;
+            cpu->stat[ST_SPECIAL]++;
+            return x->kind == XK_STEP ? step_one(cpu) : soft_exec_insn(cpu, x);
+        }
+        case HX_REQUEST:
+            merge_flags(cpu, cpu->tmp[1]);
+            cpu->stat[ST_REQUEST]++;
+            return SOFT_OK;
+        case HX_LINK:
+            link = meta_ptr(p, (uint32_t)cpu->exit_info);
+            cpu->rip = link->target;
+            cpu->stat[ST_LINK]++;
+            break;
+        case HX_DEAD:
+            dead = (uint32_t)cpu->exit_info;
+            cpu->rip = ((struct block *)meta_ptr(p, dead))->rip;
+            cpu->stat[ST_DEAD]++;
+            break;
+        default:
+            cpu->stat[ST_LOOKUP]++;
+            break;
+        }
+        merge_flags(cpu, cpu->tmp[1]);
+        if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed))
+            return SOFT_OK;
+        struct block *b = soft_find_block(cpu, 0, &r);
+        if (!b)
+            return r != SOFT_OK ? r : step_one(cpu);
+        if (generation != p->generation)
+            generation = p->generation;
+        else if (link)
+            soft_link(cpu, link, b);
+        else if (dead)
+            soft_forward_dead(cpu, dead, b);
+        else
+            fill_jump(cpu, b);
+        cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
+        host = b->host;
+    }
+}
+
+static enum soft_result run_some(struct soft_cpu *cpu)
+{
+    enum soft_result r;
+    if ((cpu->mode & MODE_STEP) || cpu->irq_shadow || cpu->io.count || cpu->io.have)
+        return step_one(cpu);
+    uint32_t extra = 0;
+    if (cpu->priv->no_merge_once) {
+        cpu->priv->no_merge_once = false;
+        extra = MODE_NO_MERGE;
+    }
+    struct block *b = soft_find_block(cpu, extra, &r);
+    if (!b)
+        return r != SOFT_OK ? r : step_one(cpu);
+    cpu->rflags &= ~(uint64_t)FL_RF;
+    cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
+    return run_translated(cpu, b->host);
+}
+
+/* Requests of others. Returns true when run() must return. */
+static bool handle_requests(struct soft_cpu *cpu, enum soft_result *r)
+{
+    atomic_store(&cpu->exit_request, 0);
+    if (atomic_load(&cpu->inbox_flag))
+        soft_drain_inbox(cpu);
+    if (atomic_exchange(&cpu->kick_request, 0)) {
+        atomic_store(&cpu->exit_request, 1); /* interrupts are looked at when run() comes again */
+        cpu->exit->kind = VCPU_EXIT_KICKED;
+        return true;
+    }
+    take_interrupt(cpu, r);
+    return false;
+}
+
+/* One turn; true: leave to the VMM with cpu->exit. */
+static bool turn(struct soft_cpu *cpu)
+{
+    enum soft_result r = SOFT_OK;
+    if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) {
+        if (handle_requests(cpu, &r))
+            return true;
+    } else if (cpu->irq_waiting && cpu->if_flag) {
+        take_interrupt(cpu, &r);
+    }
+    if (r == SOFT_OK && cpu->halted) {
+        if (take_interrupt(cpu, &r)) {
+            cpu->halted = false;
+        } else {
+            cpu->exit->kind = VCPU_EXIT_HLT;
+            return true;
+        }
+    }
+    if (r == SOFT_OK)
+        r = run_some(cpu);
+    for (;;) {
+        switch (r) {
+        case SOFT_FAULT:
+            soft_io_retire(cpu);
+            cpu->io.have = false;
+            cpu->io.writes = 0;
+            cpu->stat[ST_EXCEPTION]++;
+            r = soft_deliver_exception(cpu);
+            if (r == SOFT_OK)
+                return false;
+            continue;
+        case SOFT_EXIT:
+            note_pending_read(cpu);
+            if (cpu->priv->pending_read)
+                return true;
+            retire_io(cpu);
+            return true;
+        default:
+            if (cpu->io.count || cpu->io.writes || cpu->io.have) {
+                cpu->io.have = false;
+                retire_io(cpu);
+                return next_write(cpu);
+            }
+            return false;
+        }
+    }
+}
+
+void soft_run_loop(struct soft_cpu *cpu, struct vcpu_exit *exit)
+{
+    cpu->exit = exit;
+    if (cpu->priv->pending_read)
+        finish_read(cpu, exit);
+    atomic_store(&cpu->in_run, 1);
+    if (atomic_load(&cpu->inbox_flag))
+        soft_drain_inbox(cpu);
+    if (!next_write(cpu))
+        while (!turn(cpu))
+            ;
+    soft_fpu_park(cpu);
+    atomic_store(&cpu->in_run, 0);
+}

@@ -1,0 +1,471 @@
+/* The translator: a block of guest instructions to host code. docs/design/0002-soft-engine.md tells why it is as it is.
+ *
+ * Worked example, 64-bit guest code `mov rax,[rdi+8]; add rax,rsi; ret` (RSI, RDI live, R11 unused):
+ *     cmp  dword %gs:exit_request, 0      ; safe point (flags are dead: ADD kills them)
+ *     jne  cold
+ *     mov  %gs:saved.rcx, rcx             ; the stack check of RET, hoisted above ADD
+ *     lea  rcx, [rsp]
+ *     sub  rcx, %gs:slot.tag ; cmp rcx, 4096-8 ; ja cold
+ *     mov  rcx, %gs:slot.delta            ; HVA - GVA of the stack page
+ *     mov  %gs:saved.rax, rax             ; RAX is overwritten next: no reload
+ *     lea  rax, [rdi+8]; sub ...; cmp ...; ja cold; mov rax, %gs:slot.delta
+ *     mov  rax, [rdi+rax+8]               ; the guest's instruction on the host address
+ *     add  rax, rsi
+ *     mov  rdx, [rsp+rcx] ; lea rsp, [rsp+8] ; jump cache look-up of RDX
+ */
+#include "vmm/engine/soft/tr.h"
+
+#include <string.h>
+
+static uint32_t new_link(struct tr *t, uint64_t target)
+{
+    uint32_t off = soft_meta_alloc(t->p, sizeof(struct link));
+    if (!off) {
+        t->failed = true;
+        return 0;
+    }
+    struct link *l = meta_ptr(t->p, off);
+    *l = (struct link){.target = target, .block = t->b_off};
+    l->cross_page = ((target ^ t->b->rip) & PAGE_MASK) != 0;
+    return off;
+}
+
+static struct cold *new_cold(struct tr *t, enum cold_kind kind, uint8_t *jump)
+{
+    static _Thread_local struct cold dummy;
+    if (t->colds >= MAX_COLD) {
+        t->failed = true;
+        return &dummy;
+    }
+    struct cold *c = &t->cold[t->colds++];
+    *c = (struct cold){.kind = (uint8_t)kind, .jump = jump, .borrowed = t->borrowed};
+    return c;
+}
+
+static void emit_link_jump(struct tr *t, uint64_t target)
+{
+    tr_restore(t, 0xffff);
+    uint8_t *jump = emit_jmp(&t->e, NULL);
+    struct cold *c = new_cold(t, COLD_LINK, jump);
+    c->meta = new_link(t, target);
+}
+
+static void emit_side_exit(struct tr *t, unsigned cc, uint64_t target)
+{
+    uint8_t *jump = emit_jcc(&t->e, cc, NULL);
+    struct cold *c = new_cold(t, COLD_LINK, jump);
+    c->meta = new_link(t, target);
+}
+
+/* Jump through the jump cache to the guest address in register `target` (lent). All flag-free. */
+static void emit_indirect(struct tr *t, unsigned target)
+{
+    struct emitter *e = &t->e;
+    t->held = 0;
+    uint16_t keep = (uint16_t)(1u << target | 1u << R_RCX);
+    if (!(t->borrowed & (1u << R_RCX))) {
+        emit_store_gs(e, GS_SAVED(R_RCX), R_RCX);
+        t->borrowed |= 1u << R_RCX;
+    }
+    unsigned r2 = tr_borrow(t, t->n - 1, keep, false);
+    uint32_t base = GS(jump) + t->idx * JUMP_CACHE_SIZE * (uint32_t)sizeof(struct jump_slot);
+    if (target >= 8) e8(e, 0x41);
+    e8(e, 0x0f); e8(e, 0xb7); e8(e, 0xc0 | R_RCX << 3 | (target & 7));       /* movzx ecx, target16 */
+    struct host_mem twice = {R_RCX, R_RCX, 1, 0};
+    emit_rm32(e, 0x8d, R_RCX, twice);                                        /* lea ecx, [rcx+rcx] */
+    struct host_mem host = {INSN_NOREG, R_RCX, 8, (int32_t)(base + 8)};
+    e8(e, 0x65); emit_rm(e, 0x8b, r2, host);
+    struct host_mem tag = {INSN_NOREG, R_RCX, 8, (int32_t)base};
+    e8(e, 0x65); emit_rm(e, 0x8b, R_RCX, tag);
+    struct host_mem sum = {R_RCX, (uint8_t)target, 1, 0};
+    emit_lea(e, R_RCX, sum);
+    emit_store_gs(e, GS_TMP(0), r2);
+    e8(e, 0xe3); e8(e, 5);                                                   /* jrcxz over the jump */
+    uint8_t *miss = emit_jmp(e, NULL);
+    struct cold *c = new_cold(t, COLD_LOOKUP, miss);
+    c->scratch = (uint8_t)target;
+    tr_restore(t, 0xffff);
+    emit_gs(e, 0, 0xff, 4, GS_TMP(0));
+}
+
+static struct host_mem access_now(struct tr *t, unsigned i, uint16_t forbidden)
+{
+    struct host_mem m = {INSN_NOREG, INSN_NOREG, 1, 0};
+    tr_access(t, i, forbidden, &m);
+    return m;
+}
+
+static void note_map(struct tr *t, unsigned i)
+{
+    struct imap *m = &t->map[t->maps++];
+    m->host = (uint32_t)(t->e.p - t->p->code);
+    m->guest = (uint16_t)(t->x[i].in.rip - t->b->rip);
+    m->borrowed = t->borrowed;
+}
+
+static void move_rsp(struct tr *t, int32_t by)
+{
+    struct host_mem m = {R_RSP, INSN_NOREG, 1, by};
+    emit_lea(&t->e, R_RSP, m);
+}
+
+static void emit_push_constant(struct tr *t, unsigned i, uint64_t v, uint16_t forbidden)
+{
+    struct emitter *e = &t->e;
+    struct host_mem m = access_now(t, i, forbidden);
+    m.base = R_RSP;
+    m.disp = -8;
+    if (fits_simm32(v)) {
+        e8(e, 0x48 | rex_xb(&m));
+        e8(e, 0xc7);
+        emit_modrm(e, 0, &m, 1);
+        e32(e, (uint32_t)v);
+    } else {
+        unsigned r = tr_borrow(t, i, (uint16_t)(1u << m.index | forbidden), false);
+        emit_mov_imm(e, r, v);
+        emit_rm(e, 0x89, r, m);
+    }
+    move_rsp(t, -8);
+}
+
+static void emit_push_insn(struct tr *t, unsigned i)
+{
+    const struct insn *in = &t->x[i].in;
+    if (in->op[0].kind == OP_IMM) {
+        emit_push_constant(t, i, in->op[0].imm, 0);
+        return;
+    }
+    struct host_mem m = access_now(t, i, 0);
+    note_map(t, i);
+    emit_rm(&t->e, 0x89, in->op[0].reg, m);
+    move_rsp(t, -8);
+}
+
+static void emit_pop_insn(struct tr *t, unsigned i)
+{
+    const struct insn *in = &t->x[i].in;
+    struct host_mem m = access_now(t, i, 0);
+    emit_rm(&t->e, 0x8b, in->op[0].reg, m);
+    if (in->op[0].reg != R_RSP) move_rsp(t, 8);
+    t->borrowed &= (uint16_t)~(1u << in->op[0].reg);
+}
+
+static void emit_leave(struct tr *t, unsigned i)
+{
+    struct host_mem m = access_now(t, i, 0);
+    struct host_mem above = {R_RBP, INSN_NOREG, 1, 8};
+    emit_lea(&t->e, R_RSP, above);
+    emit_rm(&t->e, 0x8b, R_RBP, m);
+}
+
+static void emit_ret(struct tr *t, unsigned i)
+{
+    const struct insn *in = &t->x[i].in;
+    struct host_mem m = access_now(t, i, 1u << R_RCX);
+    unsigned target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | 1u << m.index), false);
+    emit_rm(&t->e, 0x8b, target, m);
+    move_rsp(t, 8 + (in->ops ? (int32_t)(uint16_t)in->op[0].imm : 0));
+    emit_indirect(t, target);
+}
+
+static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
+{
+    const struct xinsn *x = &t->x[i];
+    unsigned target;
+    if (x->in.has_mem) {
+        struct host_mem m = access_now(t, i, 1u << R_RCX);
+        target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | (call ? 1u << R_RAX : 0) | (m.index < 16 ? 1u << m.index : 0) | (m.base < 16 ? 1u << m.base : 0)), false);
+        emit_rm(&t->e, 0x8b, target, m);
+    } else {
+        target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | (call ? 1u << R_RAX : 0)), false);
+        emit_mov_rr(&t->e, target, x->in.op[0].reg);
+    }
+    if (call) {
+        /* the push is checked on its own: [rsp-8] */
+        struct xinsn *push = &t->x[i];
+        struct xinsn keep = *push;
+        uint8_t group = t->acc[i].group;
+        push->kind = XK_CALL;
+        t->acc[i].group = NO_GROUP;
+        emit_push_constant(t, i, keep.in.rip + keep.in.len, (uint16_t)(1u << R_RCX | 1u << target));
+        push->kind = keep.kind;
+        t->acc[i].group = group;
+    }
+    emit_indirect(t, target);
+}
+
+static void emit_special(struct tr *t, unsigned i)
+{
+    tr_restore(t, 0xffff);
+    uint32_t off = soft_meta_alloc(t->p, sizeof(struct xinsn));
+    if (!off) {
+        t->failed = true;
+        return;
+    }
+    *(struct xinsn *)meta_ptr(t->p, off) = t->x[i];
+    emit_store_gs32_imm(&t->e, GS(exit_info), off);
+    emit_jmp(&t->e, t->p->code + t->p->stub_exit[HX_SPECIAL]);
+}
+
+static void emit_request_check(struct tr *t, unsigned i)
+{
+    struct emitter *e = &t->e;
+    uint8_t *jump;
+    if (t->fl_live[i] == 0) {
+        e8(e, 0x65); e8(e, 0x83); e8(e, 0x3c); e8(e, 0x25); e32(e, GS(exit_request)); e8(e, 0); /* cmp dword, 0 */
+        jump = emit_jcc(e, 5, NULL);
+        new_cold(t, COLD_REQUEST, jump)->rip = t->x[i].in.rip;
+        return;
+    }
+    /* keeps the flags: JRCXZ */
+    if (t->held & (1u << R_RCX)) return;
+    bool lent = t->borrowed & (1u << R_RCX);
+    if (!lent) emit_store_gs(e, GS_TMP(7), R_RCX);
+    emit_gs(e, 0, 0x8b, R_RCX, GS(exit_request));
+    uint8_t skip = (uint8_t)(5 + (lent ? 0 : 9));
+    e8(e, 0xe3); e8(e, skip); /* jrcxz */
+    if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
+    jump = emit_jmp(e, NULL);
+    new_cold(t, COLD_REQUEST, jump)->rip = t->x[i].in.rip;
+    if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
+}
+
+static void emit_insn(struct tr *t, unsigned i)
+{
+    struct xinsn *x = &t->x[i];
+    tr_restore(t, x->reg_read & (uint16_t)~t->held);
+    switch (x->kind) {
+    case XK_NOP: break;
+    case XK_COPY:
+        note_map(t, i);
+        emit_reencoded(&t->e, x, NULL);
+        t->borrowed &= (uint16_t)~x->reg_kill;
+        break;
+    case XK_MEM: {
+        struct host_mem m = access_now(t, i, 0);
+        note_map(t, i);
+        emit_reencoded(&t->e, x, &m);
+        t->borrowed &= (uint16_t)~x->reg_kill;
+        break;
+    }
+    case XK_LEA_RIP: {
+        uint64_t v = x->in.rip + x->in.len + (uint64_t)x->in.mem.disp;
+        if (x->in.addr_size == 4) v = (uint32_t)v;
+        if (x->in.op[0].size == 4) v = (uint32_t)v;
+        emit_mov_imm(&t->e, x->in.op[0].reg, v);
+        t->borrowed &= (uint16_t)~x->reg_kill;
+        break;
+    }
+    case XK_PUSH: emit_push_insn(t, i); break;
+    case XK_POP: emit_pop_insn(t, i); break;
+    case XK_LEAVE: emit_leave(t, i); break;
+    case XK_JMP: emit_link_jump(t, x->in.rip + x->in.len + x->in.op[0].imm); break;
+    case XK_JCC: emit_side_exit(t, x->cc, x->in.rip + x->in.len + x->in.op[0].imm); break;
+    case XK_CALL:
+        emit_push_constant(t, i, x->in.rip + x->in.len, 0);
+        t->held = 0;
+        emit_link_jump(t, x->in.rip + x->in.len + x->in.op[0].imm);
+        break;
+    case XK_RET: emit_ret(t, i); break;
+    case XK_JMP_IND: emit_indirect_branch(t, i, false); break;
+    case XK_CALL_IND: emit_indirect_branch(t, i, true); break;
+    default: emit_special(t, i); break;
+    }
+}
+
+static void restore_from(struct tr *t, uint16_t borrowed)
+{
+    for (unsigned r = 0; r < 16; r++)
+        if (borrowed & (1u << r)) emit_load_gs(&t->e, r, GS_SAVED(r));
+}
+
+static void emit_cold(struct tr *t, const struct cold *c)
+{
+    struct emitter *e = &t->e;
+    uint8_t *start = e->p;
+    patch_rel32(c->jump, start);
+    switch (c->kind) {
+    case COLD_SITE: {
+        struct site *s = meta_ptr(t->p, c->meta);
+        emit_gs(e, 1, 0x03, c->scratch, s->slot); /* add s, tag: the address again */
+        emit_store_gs32_imm(e, GS(exit_info), c->meta);
+        emit_jmp(e, t->p->code + t->p->stub_tlb[c->idx][c->write][c->scratch]);
+        break;
+    }
+    case COLD_LINK: {
+        struct link *l = meta_ptr(t->p, c->meta);
+        uint8_t *jump = c->jump;
+        if (c->borrowed) { /* registers come back on the way out, then a patchable jump */
+            restore_from(t, c->borrowed);
+            jump = emit_jmp(e, NULL);
+            patch_rel32(jump, e->p);
+        }
+        l->jump = (uint32_t)(jump - t->p->code);
+        l->stub = (uint32_t)(e->p - t->p->code);
+        emit_store_gs32_imm(e, GS(exit_info), c->meta);
+        emit_jmp(e, t->p->code + t->p->stub_exit[HX_LINK]);
+        break;
+    }
+    case COLD_REQUEST:
+        restore_from(t, c->borrowed);
+        emit_store_gs_imm(e, GS(rip), c->rip);
+        emit_jmp(e, t->p->code + t->p->stub_exit[HX_REQUEST]);
+        break;
+    case COLD_LOOKUP:
+        emit_store_gs(e, GS(rip), c->scratch);
+        restore_from(t, c->borrowed);
+        emit_jmp(e, t->p->code + t->p->stub_exit[HX_LOOKUP]);
+        break;
+    }
+}
+
+static bool gated(uint32_t mode, uint8_t gate)
+{
+    switch (gate) {
+    case GATE_X87: return mode & MODE_NO_X87;
+    case GATE_MMX: return mode & MODE_NO_MMX;
+    case GATE_SSE: return mode & MODE_NO_SSE;
+    case GATE_AVX: return mode & MODE_NO_AVX;
+    case GATE_AVX512: return mode & MODE_NO_AVX512;
+    default: return false;
+    }
+}
+
+/* Instructions that the inline paths leave to C although their kind is plain. */
+static bool too_odd(const struct tr *t, const struct xinsn *x)
+{
+    const struct insn_mem *m = &x->in.mem;
+    if (gated(t->mode, x->gate)) return true;
+    if (!x->in.has_mem && !tr_is_stack(x)) return false;
+    if ((t->mode & MODE_AC) && x->kind != XK_COPY && x->kind != XK_LEA_RIP && x->kind != XK_NOP) return true;
+    if (x->kind == XK_COPY || x->kind == XK_LEA_RIP || x->kind == XK_NOP) return false;
+    if (x->bit_string) {
+        if (m->base >= 16 || m->seg == SEG_FS || m->seg == SEG_GS || x->in.addr_size != 8) return true;
+        if (m->base == R_RAX || m->index == R_RAX || x->in.op[1].reg == R_RAX) return true;
+        if (x->in.op_size == 2) return true;
+    }
+    if (x->mem_size > 1024) return true;
+    return false;
+}
+
+static bool ends_block(const struct xinsn *x, uint64_t rip)
+{
+    switch (x->kind) {
+    case XK_JMP: case XK_CALL: case XK_RET: case XK_JMP_IND: case XK_CALL_IND: case XK_SPECIAL: case XK_STEP: return true;
+    case XK_JCC: return x->in.rip + x->in.len + x->in.op[0].imm <= rip + 0 || (int64_t)x->in.op[0].imm < 0;
+    default: return false;
+    }
+}
+
+/* Decodes up to the end of the block; false when not even one instruction is whole in this page. */
+static bool gather(struct tr *t, uint64_t rip, const uint8_t *page)
+{
+    uint64_t at = rip;
+    t->n = 0;
+    while (t->n < BLOCK_MAX_INSNS - 1) {
+        unsigned off = at & (PAGE_SIZE - 1);
+        unsigned avail = (unsigned)(PAGE_SIZE - off);
+        struct xinsn *x = &t->x[t->n];
+        /* copied first: another vCPU may write the page meanwhile */
+        uint8_t bytes[15];
+        unsigned n = avail < 15 ? avail : 15;
+        memcpy(bytes, page + off, n);
+        int r = soft_decode(bytes, n, 8, at, x);
+        if (r == -1 && avail >= 15) {
+            memset(x, 0, sizeof *x);
+            x->kind = XK_SPECIAL;
+            x->in.rip = at;
+            x->in.len = 1;
+            x->in.code_size = 8;
+        } else if (r < 0) {
+            break;
+        }
+        if (too_odd(t, x)) x->kind = XK_STEP;
+        t->n++;
+        at += x->in.len;
+        if (ends_block(x, rip) || (at & (PAGE_SIZE - 1)) == 0 || ((at ^ rip) & PAGE_MASK)) break;
+    }
+    t->next_rip = at;
+    return t->n > 0;
+}
+
+/* The boundary for the safe point: the first where the flags are dead, else the entry. */
+static unsigned request_boundary(const struct tr *t)
+{
+    for (unsigned i = 0; i < t->n; i++)
+        if (t->fl_live[i] == 0) return i;
+    return 0;
+}
+
+static void emit_body(struct tr *t)
+{
+    unsigned safe = request_boundary(t);
+    for (unsigned i = 0; i < t->n && !t->failed; i++) {
+        if (i == safe) emit_request_check(t, i);
+        tr_begin_groups(t, i);
+        emit_insn(t, i);
+        tr_end_groups(t, i);
+    }
+    const struct xinsn *last = &t->x[t->n - 1];
+    if (!ends_block(last, t->b->rip) || last->kind == XK_JCC) {
+        t->held = 0;
+        emit_link_jump(t, t->next_rip);
+    }
+    for (unsigned i = 0; i < t->colds && !t->failed; i++) emit_cold(t, &t->cold[i]);
+}
+
+struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, uint32_t mode)
+{
+    static _Thread_local struct tr tr_storage;
+    struct tr *t = &tr_storage;
+    struct soft_private *p = cpu->priv;
+    t->cpu = cpu;
+    t->p = p;
+    t->mode = mode;
+    t->idx = mode & MODE_IDX_MASK;
+    t->failed = false;
+    t->borrowed = t->held = 0;
+    t->colds = t->maps = 0;
+    if (!gather(t, rip, page->host)) return NULL;
+    tr_analyze(t);
+    t->b_off = soft_meta_alloc(p, sizeof(struct block));
+    if (!t->b_off) return NULL;
+    t->b = meta_ptr(p, t->b_off);
+    *t->b = (struct block){.rip = rip, .gpa = page->gpa + (rip & (PAGE_SIZE - 1)), .gpa2 = ~0ull, .mode = mode,
+                           .host = p->code_used, .guest_len = (uint16_t)(t->next_rip - rip), .global = page->global};
+    t->e.p = p->code + p->code_used;
+    emit_body(t);
+    uint32_t map_bytes = (uint32_t)(t->maps * sizeof(struct imap));
+    t->b->map = soft_meta_alloc(p, map_bytes ? map_bytes : 1);
+    if (t->failed || !t->b->map) return NULL;
+    memcpy(meta_ptr(p, t->b->map), t->map, map_bytes);
+    t->b->map_count = (uint16_t)t->maps;
+    /* room to overwrite the entry when the block dies: see soft_kill_block() */
+    uint32_t end = (uint32_t)(t->e.p - p->code);
+    if (end < t->b->host + 64) end = t->b->host + 64;
+    t->b->host_end = end;
+    p->code_used = (end + 15) & ~15u;
+    return t->b;
+}
+
+uint32_t soft_make_thunk(struct soft_cpu *cpu, const struct xinsn *x, uint8_t *scratch)
+{
+    struct soft_private *p = cpu->priv;
+    struct emitter e = {p->code + p->code_used};
+    uint32_t at = p->code_used;
+    *scratch = NO_REG;
+    if (x->in.has_mem && x->kind != XK_LEA_RIP) {
+        uint16_t used = x->reg_read | x->reg_write | 1u << R_RSP;
+        unsigned s = 0;
+        while (s < 15 && (used & (1u << s))) s++;
+        *scratch = (uint8_t)s;
+        emit_load_gs(&e, s, GS_TMP(5));
+        struct host_mem m = {(uint8_t)s, INSN_NOREG, 1, 0};
+        emit_reencoded(&e, x, &m);
+    } else {
+        emit_reencoded(&e, x, NULL);
+    }
+    emit_jmp(&e, p->code + p->stub_exit[HX_THUNK]);
+    p->code_used = (uint32_t)((e.p - p->code + 15) & ~15);
+    return at;
+}

@@ -1,0 +1,279 @@
+/* The translator's private header: decoded instructions with what the translator needs to know about
+ * them, blocks, memory sites, the per-vCPU code cache. See docs/design/0002-soft-engine.md. */
+#ifndef NACELLE_SOFT_XLAT_H
+#define NACELLE_SOFT_XLAT_H
+
+#include "vmm/engine/soft/soft.h"
+
+#define BLOCK_MAX_INSNS 64
+#define CODE_CACHE_SIZE (24u << 20) /* bytes of host code per vCPU; flushed whole when full */
+#define META_SIZE (20u << 20)       /* bytes of block, site and instruction records per vCPU */
+#define BLOCK_HASH_BITS 14
+#define ITLB_SIZE 256
+#define JUMP_HASH_SIZE 65536 /* index: low 16 bits of the target, taken with MOVZX because that keeps the flags */
+#define STEP_CACHE_SIZE 256
+
+/* What the translator does with an instruction. */
+enum xkind {
+    XK_COPY,     /* no memory, no control flow: emitted as it is */
+    XK_MEM,      /* one ModRM memory operand: re-encoded on a host address */
+    XK_NOP,
+    XK_LEA_RIP,  /* LEA r, [rip+x]: a constant */
+    XK_PUSH,     /* PUSH r / imm */
+    XK_POP,      /* POP r */
+    XK_LEAVE,
+    XK_JMP,      /* direct */
+    XK_JCC,
+    XK_CALL,     /* direct */
+    XK_RET,
+    XK_JMP_IND,  /* through a register or memory */
+    XK_CALL_IND,
+    XK_SPECIAL,  /* a C handler executes it; ends the block */
+    XK_STEP,     /* soft_step() executes it; ends the block */
+};
+
+/* Which CPU facility an instruction needs (mode bits can forbid it). */
+enum xgate { GATE_NONE, GATE_X87, GATE_MMX, GATE_SSE, GATE_AVX, GATE_AVX512 };
+
+enum xenc { ENC_LEGACY, ENC_VEX, ENC_XOP, ENC_EVEX };
+
+struct xinsn {
+    struct insn in;
+    uint8_t kind, gate, enc;
+    uint8_t cc;              /* JCC: condition code 0..15 */
+    uint8_t modrm_off, tail_off; /* offsets in bytes[]: ModRM; first byte after ModRM/SIB/disp */
+    uint8_t mem_size_log;    /* unused */
+    uint16_t mem_size;       /* bytes the memory operand covers */
+    bool mem_read, mem_write;
+    bool bit_string;         /* BT/BTS/BTR/BTC mem, reg: address depends on the bit offset too */
+    bool no_rex;             /* uses AH..BH: no REX prefix possible */
+    bool uses_vsib, masked;
+    bool may_host_fault;     /* can raise a host signal by itself (#DE, #MF, #XM, alignment #GP, #UD) */
+    uint16_t reg_read;       /* GPRs whose old value matters (partial writes included) */
+    uint16_t reg_write;      /* GPRs written in any way */
+    uint16_t reg_kill;       /* GPRs fully overwritten without being read */
+    uint16_t fl_read, fl_kill, fl_write; /* FL_ARITH bits */
+};
+
+/* Decodes the instruction in bytes[0..avail) for the code size of `code_size`. 0; -1 undefined; -2 needs more bytes. */
+int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x);
+void soft_decode_init(void);
+
+/* Translation mode key: what, besides the address, code depends on. */
+#define MODE_IDX_MASK 3u       /* enum soft_mmu_idx */
+#define MODE_SIZE_SHIFT 2      /* 0: 16, 1: 32, 2: 64 bit */
+#define MODE_SIZE_MASK (3u << 2)
+#define MODE_NO_X87 (1u << 4)  /* TS or EM */
+#define MODE_NO_SSE (1u << 5)  /* TS, EM or !OSFXSR */
+#define MODE_NO_AVX (1u << 6)
+#define MODE_NO_AVX512 (1u << 7)
+#define MODE_AC (1u << 8)      /* #AC checks on */
+#define MODE_NO_MERGE (1u << 9) /* every access checked on its own */
+#define MODE_NO_MMX (1u << 10)
+#define MODE_FLAT (1u << 11)   /* 32-bit code: CS, DS, ES, SS flat */
+#define MODE_STEP (1u << 12)   /* one instruction at a time (TF, breakpoints, modes the translator leaves out) */
+
+#define NO_BLOCK 0u
+
+/* One translated block. Lives in the meta arena; referred to by its offset there (never 0). */
+struct block {
+    uint64_t rip;
+    uint64_t gpa;        /* of its first byte */
+    uint64_t gpa2;       /* page of the bytes after a page border, or ~0 */
+    uint32_t mode;
+    uint32_t host;       /* offset of its entry in the code cache */
+    uint32_t host_end;
+    uint32_t next_hash, next_page, next_page2;
+    uint32_t map;        /* meta offset of its struct imap[] */
+    uint16_t map_count;
+    uint16_t guest_len;  /* bytes of guest code it depends on (in its first page) */
+    bool dead;
+    bool global;         /* its page is mapped global */
+};
+
+/* Host-pc to guest-pc map: one record per guest instruction. */
+struct imap {
+    uint32_t host;      /* offset of the instruction's first host byte */
+    uint16_t guest;     /* offset from block->rip */
+    uint16_t borrowed;  /* GPRs whose true value is in saved[] */
+};
+
+/* One memory check in translated code. `s` holds the linear address at `retry`. */
+#define SITE_WRITE 1
+#define SITE_MERGED 2
+#define SITE_FLAGS 4 /* the guest's flags are in RAX as LAHF/SETO left them; RAX is in saved[] */
+#define SITE_HOSTPAGE 8 /* slot.delta holds the host page address instead of HVA - GVA */
+struct site {
+    uint32_t retry;     /* code offset where the check is done again */
+    uint32_t slot;      /* offset of its site_slot in struct soft_cpu */
+    uint32_t block;     /* meta offset */
+    uint16_t span;      /* bytes checked - 1 */
+    uint16_t guest;     /* offset of the guest instruction from block->rip */
+    uint16_t borrowed;
+    uint8_t flags, scratch;
+    uint32_t pad[2];
+};
+
+/* A direct branch out of a block. */
+struct link {
+    uint64_t target;    /* guest RIP */
+    uint32_t jump;      /* code offset of the rel32 to patch */
+    uint32_t stub;      /* code offset the rel32 goes to while unlinked */
+    uint32_t block;     /* the block it belongs to */
+    uint32_t next;      /* in the list of cross-page links */
+    bool cross_page;
+    bool linked;
+};
+
+enum soft_host_exit {
+    HX_LINK = 0, /* exit_info: meta offset of struct link */
+    HX_LOOKUP,   /* indirect branch not in the jump cache; rip set */
+    HX_MEM,      /* exit_info: meta offset of struct site */
+    HX_SPECIAL,  /* exit_info: meta offset of struct xinsn */
+    HX_REQUEST,  /* exit_request seen; rip set */
+    HX_HOSTFAULT,/* a host signal in translated code: priv->fault_* */
+    HX_THUNK,    /* single-instruction thunk ended */
+    HX_DEAD,     /* entered an invalidated block: exit_info: its meta offset; rip set */
+};
+
+/* What other vCPUs ask of this one. Written under `lock`, emptied by the owner. */
+#define INBOX_SIZE 64
+struct soft_inbox {
+    _Atomic uint32_t lock;
+    _Atomic uint64_t done;  /* messages carried out since creation */
+    uint64_t posted;
+    uint32_t count;
+    bool overflow;          /* too many: protect and drop everything */
+    struct {
+        uint64_t gpa;
+        uint32_t len;       /* 0: protect the page; else: code written */
+    } msg[INBOX_SIZE];
+};
+
+struct step_entry {
+    uint64_t rip;
+    uint32_t mode;
+    bool valid;
+    uint32_t thunk;      /* code offset, 0: none */
+    uint8_t scratch;
+    uint32_t generation; /* of the code cache */
+    struct xinsn x;
+};
+
+struct soft_private {
+    uint8_t *code;       /* RWX-less? see cache.c: mapped RWX, private to this vCPU */
+    uint32_t code_used, code_stubs_end;
+    uint8_t *meta;
+    uint32_t meta_used;
+    uint32_t generation; /* bumped at each whole flush */
+    uint32_t hash[1u << BLOCK_HASH_BITS];
+    uint32_t page_hash[1u << BLOCK_HASH_BITS]; /* blocks by guest page */
+    uint32_t cross_links[2]; /* linked branches between pages: [1] those between global pages */
+    uint32_t jumps_filled[2];   /* [1]: entries for global pages */
+    uint32_t jump_filled[2][4096]; /* (mmu index << 16) | slot of the filled jump cache entries */
+    uint64_t code_pages[16];    /* Bloom filter of the virtual pages that anything here was concluded from */
+    struct {
+        uint64_t page;
+        uint32_t misses;
+    } near_miss[64];            /* writes to a page with code that hit no block */
+    struct {
+        uint64_t tag;
+        uint64_t gpa;
+        uint8_t *host;
+        uint8_t idx;
+        bool global;
+    } itlb[ITLB_SIZE];
+    struct step_entry step[STEP_CACHE_SIZE];
+    /* stubs, as code offsets */
+    uint32_t stub_enter;
+    uint32_t stub_exit[8];
+    uint32_t stub_tlb[MMU_IDX_COUNT][2][16];
+    uint64_t fault_pc;   /* host pc of the last host fault */
+    int fault_sig, fault_trap;
+    uint64_t fault_err;
+    struct soft_inbox inbox;
+    uint32_t pending_read; /* a read that the VMM is to answer: */
+#define PENDING_MMIO 1u
+#define PENDING_PIO 2u
+    uint32_t writes, write_next; /* MMIO writes of the last instruction still to be told to the VMM */
+    bool no_merge_once;
+    bool nmi_waiting;
+    uint32_t pauses;
+};
+
+/* Invariant: all offsets fit because META_SIZE and CODE_CACHE_SIZE are far below 4 GiB. */
+struct soft_engine {
+    const struct guest_memory *memory;
+    unsigned vcpus;
+    struct soft_cpu *cpu[ENGINE_MAX_VCPUS];
+    _Atomic uint64_t *code_map; /* per guest page: bit n set when vCPU n has translations of it */
+    uint64_t code_pages;
+};
+
+enum soft_stat {
+    ST_BLOCKS, ST_GUEST_INSNS, ST_CACHE_FLUSH, ST_LINK, ST_LOOKUP, ST_MEM, ST_SPECIAL, ST_STEP, ST_REQUEST, ST_HOSTFAULT,
+    ST_DEAD, ST_KILLED, ST_NOMERGE, ST_EXCEPTION, ST_INTERRUPT, ST_PARK, ST_COUNT
+};
+
+static inline void *meta_ptr(const struct soft_private *p, uint32_t off)
+{
+    return p->meta + off;
+}
+
+/* cache.c */
+void soft_dma_written(struct soft_engine *g, gpa_t a, uint64_t len);
+uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size); /* 0 when full */
+void soft_cache_flush(struct soft_cpu *cpu);
+bool soft_cache_low(const struct soft_private *p);
+struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum soft_result *res);
+struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc);
+void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *to);
+void soft_clear_jumps(struct soft_cpu *cpu, unsigned list);
+void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to);
+void soft_drain_inbox(struct soft_cpu *cpu);
+/* Reads up to 15 instruction bytes at the current CS:RIP; *avail says how many could be had. SOFT_FAULT when not one. */
+enum soft_result soft_fetch(struct soft_cpu *cpu, uint8_t *bytes, unsigned *avail);
+struct code_page {
+    uint64_t gpa;
+    uint8_t *host;
+    bool global;
+};
+enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct code_page *out);
+
+/* translate.c */
+/* Translates the code at rip (linear), bytes of its page at `page->host`. NULL when the caches are full or the first
+ * instruction cannot be translated in a block (then step it). */
+struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, uint32_t mode);
+/* A thunk that runs one XK_COPY/XK_MEM instruction, its memory operand at the address in tmp[5]. 0 when full. */
+uint32_t soft_make_thunk(struct soft_cpu *cpu, const struct xinsn *x, uint8_t *scratch);
+
+/* stubs.c */
+void soft_make_stubs(struct soft_cpu *cpu);
+
+/* step.c */
+enum soft_result soft_step(struct soft_cpu *cpu);
+enum soft_result soft_exec_insn(struct soft_cpu *cpu, const struct xinsn *x);
+/* vsib.c: gathers and scatters, lane by lane */
+enum soft_result soft_vsib_insn(struct soft_cpu *cpu, const struct xinsn *x);
+
+/* signals.c */
+int soft_signals_init(struct nerr *e);
+int soft_thread_bind(struct soft_cpu *cpu);
+void soft_thread_unbind(const struct soft_cpu *cpu);
+
+/* fpu.c */
+void soft_fpu_init(void);
+uint32_t soft_fpu_host_mask(void);
+
+/* run.c */
+void soft_run_loop(struct soft_cpu *cpu, struct vcpu_exit *exit);
+
+static inline enum soft_host_exit soft_enter(struct soft_cpu *cpu, uint32_t host_off)
+{
+    typedef uint32_t enter_fn(struct soft_cpu *, void *);
+    struct soft_private *p = cpu->priv;
+    enter_fn *f = (enter_fn *)(uintptr_t)(p->code + p->stub_enter);
+    return (enum soft_host_exit)f(cpu, p->code + host_off);
+}
+
+#endif
