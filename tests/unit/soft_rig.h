@@ -34,6 +34,7 @@ struct rig {
     uint64_t code_write_gpa;
     uint32_t code_write_len;
     unsigned translation_flushes;
+    bool flush_was_page;
 };
 static struct rig rig;
 
@@ -60,7 +61,8 @@ __attribute__((weak)) void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint
 }
 __attribute__((weak)) void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a)
 {
-    (void)cpu, (void)global, (void)page, (void)a;
+    (void)cpu, (void)global, (void)a;
+    rig.flush_was_page = page;
     rig.translation_flushes++;
 }
 __attribute__((weak)) void soft_update_mode(struct soft_cpu *cpu)

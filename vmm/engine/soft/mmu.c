@@ -208,6 +208,8 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
             return probe ? SOFT_FAULT : page_fault(cpu, a.v, acc, idx, PF_P);
     } while (!mark_used(cpu, &w, acc == ACC_WRITE && !probe));
 
+    if (acc == ACC_EXEC && w.shift > PAGE_SHIFT)
+        soft_tlb_note_large(cpu, a.v, 1u << w.shift);
     uint64_t leaf = w.ref[w.refs - 1].value, in_page = (1ull << w.shift) - 1;
     r->gpa = GPA((leaf & PTE_ADDR & ~in_page) | (a.v & in_page));
     r->page_size = 1u << w.shift;
