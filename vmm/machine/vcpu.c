@@ -36,7 +36,7 @@ static void sleep_until_woken(struct machine_vcpu *v)
         v->sleeps++;
         v->sleep_ns += clock_mono_ns() - before;
     }
-    atomic_store(&v->wake, WAKE_NONE);
+    atomic_exchange(&v->wake, WAKE_NONE); /* not a plain store: what the waker wrote before must be seen from here on */
 }
 
 void machine_vcpu_kick(struct machine_vcpu *v)

@@ -95,6 +95,13 @@ const struct vcpu_irq_port *fake_port(unsigned id)
     return v ? v->port : NULL;
 }
 
+void fake_jump(unsigned id, unsigned step)
+{
+    struct vcpu *v = find(id);
+    if (v)
+        v->step = step;
+}
+
 /* ---- engine_ops ---- */
 
 static int fake_create(const struct engine_config *cfg, struct engine **out, struct nerr *e)

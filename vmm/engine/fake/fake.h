@@ -30,6 +30,9 @@ struct fake_step fake_load(uint64_t gpa, uint8_t len, void (*done)(void *, unsig
 struct fake_step fake_exit(enum vcpu_exit_kind kind);
 struct fake_step fake_do(void (*action)(void *, unsigned), void *ctx);
 
+/* From `done` or `action` of this vCPU: the next step is number `step`. */
+void fake_jump(unsigned vcpu, unsigned step);
+
 /* What happened to vCPU n since its creation. Any thread. */
 struct fake_record {
     unsigned runs, kicks, interrupts, states_set;
