@@ -10,4 +10,8 @@
 enum soft_result soft_port_read(struct soft_cpu *cpu, uint16_t port, unsigned size, uint32_t *v);
 enum soft_result soft_port_write(struct soft_cpu *cpu, uint16_t port, unsigned size, uint32_t v);
 
+/* run() calls it on entry with the exit it returned last, now filled by the VMM: keeps the data of a read for when the instruction
+ * is executed again. Other exits are ignored. */
+void soft_port_complete(struct soft_cpu *cpu, const struct vcpu_exit *exit);
+
 #endif
