@@ -150,6 +150,16 @@ static void test_output(void **state)
     close(p[1]);
 }
 
+/* Field by field: the structure has padding. */
+static void same_mode(const struct termios *a, const struct termios *b)
+{
+    assert_int_equal(a->c_iflag, b->c_iflag);
+    assert_int_equal(a->c_oflag, b->c_oflag);
+    assert_int_equal(a->c_cflag, b->c_cflag);
+    assert_int_equal(a->c_lflag, b->c_lflag);
+    assert_memory_equal(a->c_cc, b->c_cc, sizeof(a->c_cc));
+}
+
 static void test_terminal_untouched(void **state)
 {
     (void)state;
@@ -161,7 +171,7 @@ static void test_terminal_untouched(void **state)
     assert_int_equal(console_output(c, (const uint8_t *)"hello", 5), 5);
     console_close(c);
     assert_int_equal(tcgetattr(slave, &after), 0);
-    assert_memory_equal(&before, &after, sizeof(before));
+    same_mode(&before, &after);
     char buf[8] = "";
     assert_int_equal(read(master, buf, 5), 5);
     assert_string_equal(buf, "hello");
