@@ -86,8 +86,8 @@ u64 tsc_khz(void)
     static u64 khz;
     if (!khz) {
         u64 t = rdtsc();
-        delay_us(20000);
-        khz = (rdtsc() - t) / 20;
+        delay_us(50000);
+        khz = (rdtsc() - t) / 50;
     }
     return khz;
 }

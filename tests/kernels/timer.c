@@ -1,0 +1,129 @@
+// The LAPIC timer: one-shot, periodic, TSC-deadline; masking, counting, HLT and wake-up, how long it takes.
+#include "kernel.h"
+
+#define VECTOR 0x40
+
+static volatile u32 ticks;
+static volatile u64 fired_at;
+
+static void on_timer(struct frame *f)
+{
+    (void)f;
+    ticks++;
+    fired_at = rdtsc();
+    apic_eoi();
+}
+
+static u64 khz; /* of the TSC */
+
+/* LAPIC ticks in 20 ms by the TSC, with divisor 1. Both are read over the same delay, whose length then does not matter. */
+static u32 calibrate(void)
+{
+    khz = tsc_khz();
+    apic_write(0x3e0, 0xb);
+    apic_write(0x320, 0x10000 | VECTOR);
+    u64 start = rdtsc();
+    apic_write(0x380, 0xffffffff);
+    delay_us(50000);
+    u32 gone = 0xffffffff - apic_read(0x390);
+    u64 us = (rdtsc() - start) * 1000 / khz;
+    apic_write(0x380, 0);
+    return (u32)((u64)gone * 20000 / us);
+}
+
+/* Is `got` within a quarter of `want`, and not more than 30 ms late? Hosts under load are late, never early. */
+static void near(u64 got_us, u64 want_us, int line)
+{
+    if (got_us >= want_us - want_us / 20 && got_us <= want_us + 30000) return;
+    check_failed(__FILE__, line, "time until the interrupt");
+    print("    %lu us, wanted %lu\n", got_us, want_us);
+}
+
+int main(void)
+{
+    apic_enable();
+    on_vector(VECTOR, on_timer);
+    u32 per_20ms = calibrate();
+    print("LAPIC timer: %lu kHz\n", (u64)per_20ms / 20);
+    CHECK(per_20ms > 1000);
+
+    /* One-shot from HLT. */
+    for (unsigned i = 1; i <= 3; i++) {
+        ticks = 0;
+        apic_write(0x320, VECTOR);
+        u64 start = rdtsc();
+        apic_write(0x380, per_20ms * i / 2);
+        while (!ticks) wait_interrupt();
+        near((fired_at - start) * 1000 / khz, 10000 * i, __LINE__);
+        CHECK_EQ(apic_read(0x390), 0);
+        delay_us(5000);
+        sti();
+        pause();
+        cli();
+        CHECK_EQ(ticks, 1); /* once */
+    }
+
+    /* Periodic: ten in 50 ms. */
+    ticks = 0;
+    apic_write(0x320, 0x20000 | VECTOR);
+    u64 start = rdtsc();
+    apic_write(0x380, per_20ms / 4);
+    while (ticks < 10) wait_interrupt();
+    near((fired_at - start) * 1000 / khz, 50000, __LINE__);
+    apic_write(0x380, 0); /* stops it */
+    sti();
+    delay_us(8000);
+    cli();
+    u32 seen = ticks;
+    sti();
+    delay_us(12000);
+    cli();
+    CHECK_EQ(ticks, seen);
+
+    /* Masked: counts, says nothing. */
+    ticks = 0;
+    apic_write(0x320, 0x10000 | VECTOR);
+    apic_write(0x380, per_20ms / 20);
+    sti();
+    delay_us(3000);
+    cli();
+    CHECK_EQ(ticks, 0);
+    /* The divider. */
+    apic_write(0x3e0, 0x3); /* 16 */
+    apic_write(0x380, 0xffffffff);
+    delay_us(20000);
+    u32 gone = 0xffffffff - apic_read(0x390);
+    CHECK(gone > per_20ms / 16 / 2 && gone < per_20ms / 16 * 3);
+    apic_write(0x380, 0);
+
+    if (!HAS_TSC_DEADLINE) {
+        skip("TSC-deadline timer");
+        return done();
+    }
+    apic_write(0x320, 0x40000 | VECTOR);
+    for (unsigned i = 1; i <= 3; i++) {
+        ticks = 0;
+        start = rdtsc();
+        wrmsr(MSR_TSC_DEADLINE, start + khz * 10 * i);
+        CHECK_EQ(rdmsr(MSR_TSC_DEADLINE), start + khz * 10 * i);
+        while (!ticks) wait_interrupt();
+        near((fired_at - start) * 1000 / khz, 10000 * i, __LINE__);
+        CHECK_EQ(rdmsr(MSR_TSC_DEADLINE), 0); /* disarmed */
+    }
+    ticks = 0; /* a deadline in the past fires at once */
+    wrmsr(MSR_TSC_DEADLINE, rdtsc() - 1);
+    sti();
+    for (unsigned i = 0; i < 100000 && !ticks; i++) pause();
+    cli();
+    CHECK_EQ(ticks, 1);
+    ticks = 0; /* writing 0 disarms */
+    wrmsr(MSR_TSC_DEADLINE, rdtsc() + khz * 5);
+    wrmsr(MSR_TSC_DEADLINE, 0);
+    sti();
+    delay_us(10000);
+    cli();
+    CHECK_EQ(ticks, 0);
+    apic_write(0x380, 1000); /* the count has no meaning in this mode */
+    CHECK_EQ(apic_read(0x390), 0);
+    return done();
+}
