@@ -108,9 +108,11 @@ class Bench:
                 return machines.guest_command(machine, self.o.nacelle, BOOT_MEMORY_MIB, 1, self.kernel,
                                               os.path.join(self.out, "boot.cpio"), append)
 
-            seconds = [s for s in (machines.boot_seconds(command("console=ttyS0"), self.log) for _ in range(runs)) if s]
+            tries = [machines.boot_seconds(command("console=ttyS0"), self.log) for _ in range(runs)]
+            seconds = [s for s in tries if s]
             rss = machines.memory_beside_guest(command("console=ttyS0 bench.wait"), BOOT_MEMORY_MIB, self.log)
-            self.boot[machine] = {"title": title, "seconds": seconds, "rss_mib": rss,
+            lost = f"{tries.count(None)} of {runs} did not get there" if None in tries else ""
+            self.boot[machine] = {"title": title, "seconds": seconds, "rss_mib": rss, "note": lost,
                                   "median": statistics.median(seconds) if seconds else None}
 
     def run(self):

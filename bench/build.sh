@@ -30,7 +30,7 @@ newer() { # newer FILE SOURCE...: is a source newer than the file?
 }
 
 build_programs() {
-    local flags=(-std=gnu17 -O2 -Wall -Wextra -Werror) libraries=() tree object objects=() source
+    local flags=(-std=gnu17 -O2 -Wall -Wextra -Werror) libraries=() tree object objects=() source special
     while read -r tree; do
         flags+=(-isystem "$tree/usr/include" -isystem "$tree/usr/include/x86_64-linux-gnu" -isystem "$tree/usr/include/lua5.4")
         libraries+=(-L"$tree/usr/lib/x86_64-linux-gnu")
@@ -38,9 +38,10 @@ build_programs() {
     mkdir -p "$out/obj" "$out/stage"
     for source in nbench integer library exec float simd rep system parallel; do
         object=$out/obj/$source.o
+        special=()
         # Scalar means scalar: without vectors, and without contractions that only some CPUs have.
-        "$cc" "${flags[@]}" $([ $source != float ] || echo -fno-tree-vectorize -ffp-contract=off) \
-            -c "bench/guest/$source.c" -o "$object"
+        [ $source != float ] || special=(-fno-tree-vectorize -ffp-contract=off)
+        "$cc" "${flags[@]}" "${special[@]}" -c "bench/guest/$source.c" -o "$object"
         objects+=("$object")
     done
     # The linker warns that dlopen() in a static program needs the same C library at run time; sqlite never calls it.
@@ -71,6 +72,7 @@ build_root() {
 }
 
 build_nano() {
+    # shellcheck disable=SC2054 # the commas belong to the linker's options
     local flags=(-std=gnu17 -O2 -m64 -ffreestanding -nostdlib -fpie -fvisibility=hidden -mno-red-zone -mgeneral-regs-only
         -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -Wall -Wextra -Werror -Itests/kernels/lib
         -static -no-pie -Wl,--build-id=none -Wl,-z,max-page-size=4096 -Wl,--no-warn-rwx-segments

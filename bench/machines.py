@@ -7,6 +7,7 @@ import subprocess
 import time
 
 BOOT_TIMEOUT = 120  # seconds from the start to the first line of ours
+START_TIMEOUT = 40  # for the boot rows, which need a few seconds
 ROW_TIMEOUT = 170   # seconds without a line; a row's own alarm is at 150
 
 
@@ -151,7 +152,7 @@ def boot_seconds(command, log):
     """Wall time from the start to the marker of init; None when it did not come."""
     machine = Machine(command, log)
     try:
-        while (line := machine.line(BOOT_TIMEOUT)) is not None:
+        while (line := machine.line(START_TIMEOUT)) is not None:
             if "INIT-REACHED" in line[1]:
                 return line[0] - machine.started
     except TimeoutError:
@@ -165,7 +166,7 @@ def memory_beside_guest(command, guest_mib, log):
     """MiB resident in the VMM that are not guest RAM, a while after init was reached."""
     machine = Machine(command, log)
     try:
-        while (line := machine.line(BOOT_TIMEOUT)) is not None:
+        while (line := machine.line(START_TIMEOUT)) is not None:
             if "INIT-REACHED" in line[1]:
                 time.sleep(1)
                 return resident_beside(machine.process.pid, guest_mib << 20)

@@ -155,7 +155,7 @@ def show_boot(table, boot, summary):
         rss = b.get("rss_mib")
         table.line("  " + b["title"], value_text(b.get("median"), "s"), str(len(b["seconds"])), "",
                    ratio_text(ratio), "-" if rss is None else f"{rss:.0f} MiB",
-                   f"{verdict(ratio, BOOT_TARGET)} (target {BOOT_TARGET}x)" if machine == "q35" else b.get("note", ""))
+                   f"{verdict(ratio, BOOT_TARGET)} (target {BOOT_TARGET}x) {b['note']}" if machine == "q35" else b["note"])
     rss = boot.get("ours", {}).get("rss_mib")
     if rss is not None:
         table.line(f"  VMM memory beside guest RAM: {rss:.0f} MiB, "

@@ -170,10 +170,13 @@ static uint64_t run_sqlite(uint64_t count)
     }
     sqlite3_finalize(insert);
     sql(db, "commit; create index by_price on item(price); create index by_name on item(name)");
-    h ^= sql_query(db, "select town, count(*), sum(price), max(name) from item join shop on shop.id = shop group by town "
-                       "order by 3 desc");
-    h ^= sql_query(db, "select name, price from item where price between 500 and 900 and name like '%an%' order by name");
-    sql(db, "begin; update item set price = price + 1 where shop % 3 = 0; delete from item where price % 5 = 0; commit");
+    h ^= sql_query(db,
+                   "select town, count(*), sum(price), max(name) from item join shop on shop.id = shop group by town "
+                   "order by 3 desc");
+    h ^= sql_query(db,
+                   "select name, price from item where price between 500 and 900 and name like '%an%' order by name");
+    sql(db,
+        "begin; update item set price = price + 1 where shop % 3 = 0; delete from item where price % 5 = 0; commit");
     h ^= sql_query(db, "select count(*), sum(price), min(name), max(length(name)) from item");
     sqlite3_close(db);
     return h;

@@ -14,14 +14,10 @@ enum { WORKERS = 4 };
 static uint64_t share(int worker)
 {
     switch (worker) {
-    case 0:
-        return bench_sha256(8 << 20);
-    case 1:
-        return bench_sort(30000);
-    case 2:
-        return bench_hash(250000);
-    default:
-        return bench_bytecode(800000);
+    case 0: return bench_sha256(8 << 20);
+    case 1: return bench_sort(30000);
+    case 2: return bench_hash(250000);
+    default: return bench_bytecode(800000);
     }
 }
 

@@ -324,7 +324,10 @@ static uint64_t run_clock(uint64_t n)
     return 0;
 }
 
-#define ROW(n, f) {.group = "system", .name = n, .kind = BENCH_LOOP, .work = 16, .run = f}
+#define ROW(n, f)                                                              \
+    {                                                                          \
+        .group = "system", .name = n, .kind = BENCH_LOOP, .work = 16, .run = f \
+    }
 
 const struct bench bench_system[] = {
     ROW("getppid", run_getppid),
