@@ -1,5 +1,8 @@
 /* nacelle: finds the verb and runs it. */
+#include <fcntl.h>
+#include <stdbool.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "common/log.h"
@@ -44,8 +47,20 @@ static int unknown(const char *name)
     return CLI_USAGE_STATUS;
 }
 
+/* Standard descriptors that the caller closed are opened on /dev/null: otherwise the next file opened, the kernel for
+ * example, would become standard input. */
+static bool open_standard_files(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_WRONLY : O_RDONLY) != fd)
+            return false;
+    return true;
+}
+
 int main(int argc, char **argv)
 {
+    if (!open_standard_files())
+        return 1;
     if (argc < 2) {
         help(stderr);
         return CLI_USAGE_STATUS;
