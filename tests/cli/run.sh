@@ -4,7 +4,9 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 nacelle=${NACELLE:-build/nacelle}
 dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+main=$BASHPID
+# A background job killed before its exec would run this trap as well.
+trap '[ $BASHPID != $main ] || rm -rf "$dir"' EXIT
 command -v nasm >/dev/null || { echo "nasm is missing"; exit 77; }
 
 guest() { # NAME [VALUE]: assembles, prints the path
@@ -78,6 +80,7 @@ kill $sleeper
 # Signals
 for pair in TERM:143 INT:130 HUP:129 QUIT:131; do
     # From a background job bash has SIGINT and SIGQUIT ignored, unless job control is on.
+    : >"$dir/out"
     set -m
     "$nacelle" run -k "$(guest spin)" -m 16M --engine soft </dev/null >"$dir/out" 2>"$dir/err" &
     pid=$!
