@@ -217,7 +217,7 @@ static enum soft_result call_inner32(struct soft_cpu *cpu, const struct insn *in
 
 static enum soft_result go_gate(struct soft_cpu *cpu, const struct insn *in, uint16_t sel, bool call)
 {
-    struct call_gate g;
+    struct call_gate g = {0, 0, 0};
     struct code_target t;
     enum soft_result r = read_call_gate(cpu, sel, &g, &t);
     if (r == SOFT_OK) r = gate_code(cpu, g.selector, call, &t);
