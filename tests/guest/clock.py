@@ -1,0 +1,56 @@
+"""clock.py KERNEL INITRD: over one boot, a minute idle and a minute under load: the guest's clock against the host's,
+the host CPU time an idle guest costs, and the VMM's own memory beside guest RAM."""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+import vm  # noqa: E402
+
+SECONDS = int(os.environ.get("NACELLE_CLOCK_SECONDS", "60"))
+MAX_DRIFT = 0.001
+MAX_IDLE = 0.03
+MAX_OWN_KIB = 64 * 1024
+RAM = 512 << 20
+
+failed = False
+
+
+def check(name, good, text):
+    global failed
+    failed |= not good
+    print("%s clock/%s: %s" % ("PASS" if good else "FAIL", name, text), flush=True)
+
+
+def reading(guest, seconds):
+    """Both guest clocks in seconds, and the host's when the line arrived."""
+    match, when = guest.expect(r"^@T (\S+) (\S+)$", seconds)
+    return float(match[1]), float(match[2]), when
+
+
+def drift(name, a, b):
+    host = b[2] - a[2]
+    for clock, index in (("monotonic", 0), ("wall", 1)):
+        guest = b[index] - a[index]
+        off = (guest - host) / host
+        check("%s-%s" % (clock, name), abs(off) < MAX_DRIFT,
+              "%.3f s in the guest, %.3f s on the host: %+.4f %%" % (guest, host, off * 100))
+
+
+guest = vm.Guest(vm.command(sys.argv[1], sys.argv[2], 2, "512M", "nacelle.seconds=%d" % SECONDS))
+guest.expect(r"^@@BEGIN$", 120)
+start = reading(guest, 60)
+cpu = guest.cpu_seconds()
+end = reading(guest, SECONDS * 2 + 30)
+idle = (guest.cpu_seconds() - cpu) / (end[2] - start[2])
+drift("idle", start, end)
+check("idle-cpu", idle < MAX_IDLE or vm.RUNNER == "qemu", "%.2f %% of a host CPU" % (idle * 100))
+own = guest.resident_beside_ram(RAM)
+check("memory", own < MAX_OWN_KIB or vm.RUNNER == "qemu", "%.1f MiB of the VMM's own beside guest RAM" % (own / 1024))
+start = reading(guest, 60)
+end = reading(guest, SECONDS * 2 + 60)
+drift("busy", start, end)
+own = guest.resident_beside_ram(RAM)
+check("memory-busy", own < MAX_OWN_KIB or vm.RUNNER == "qemu", "%.1f MiB" % (own / 1024))
+guest.expect(r"^@@END 0$", 60)
+check("end", guest.wait(20) == 0, "powers off")
+sys.exit(failed)

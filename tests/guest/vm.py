@@ -1,0 +1,109 @@
+"""A guest under test as an object: started on pipes or on a terminal of its own, read with time stamps."""
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+RUNNER = os.environ.get("NACELLE_RUNNER", "nacelle")
+PROGRAM = os.environ.get("NACELLE", "build/nacelle")
+
+
+def command(kernel, initrd, cpus, memory, append):
+    append = "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=%d %s" % (cpus, append)
+    if RUNNER == "qemu":
+        return ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-no-reboot", "-display", "none", "-nodefaults",
+                "-serial", "mon:stdio", "-kernel", kernel, "-initrd", initrd, "-smp", str(cpus), "-m", memory,
+                "-append", append]
+    return [PROGRAM, "run", "--engine", "soft", "--no-reboot", "-k", kernel, "-i", initrd, "-c", str(cpus), "-m", memory,
+            "-a", append]
+
+
+class Guest:
+    def __init__(self, argv, terminal=False):
+        self.text = ""
+        self.position = 0  # what expect() has not looked at yet
+        self.terminal = terminal
+        if terminal:
+            self.master, slave = pty.openpty()
+            self.slave = slave
+            self.process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        else:
+            read_end, write_end = os.pipe()
+            self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=write_end, stderr=subprocess.STDOUT)
+            os.close(write_end)
+            self.master = read_end
+
+    def terminal_mode(self):
+        return termios.tcgetattr(self.slave)
+
+    def write(self, data):
+        if self.terminal:
+            os.write(self.master, data.encode())
+        else:
+            self.process.stdin.write(data.encode())
+            self.process.stdin.flush()
+
+    def read(self, seconds):
+        """Waits up to that long for output; False at its end or when there was none."""
+        if not select.select([self.master], [], [], max(0, seconds))[0]:
+            return False
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:
+            return False
+        self.text += data.decode("latin-1").replace("\r", "")
+        return bool(data)
+
+    def expect(self, pattern, seconds=60):
+        """Waits for a regular expression in new output; returns the match and the time it came."""
+        end = time.monotonic() + seconds
+        while True:
+            match = re.compile(pattern, re.M).search(self.text, self.position)
+            if match:
+                self.position = match.end()
+                return match, time.monotonic()
+            if time.monotonic() > end:
+                fail("no %r within %d s; the end of what there is:\n%s" % (pattern, seconds, self.text[-800:]), self)
+            if not self.read(end - time.monotonic()) and self.process.poll() is not None:
+                if not re.compile(pattern, re.M).search(self.text, self.position):
+                    fail("the VM ended (status %d) without %r:\n%s" % (self.process.returncode, pattern, self.text[-800:]))
+
+    def wait(self, seconds):
+        end = time.monotonic() + seconds
+        while self.process.poll() is None:
+            if time.monotonic() > end:
+                fail("the VM did not end within %g s" % seconds, self)
+            self.read(0.05)
+        return self.process.returncode
+
+    def cpu_seconds(self):
+        fields = open("/proc/%d/stat" % self.process.pid).read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_beside_ram(self, ram_bytes):
+        """Resident KiB of all mappings but guest RAM (the ones as large as RAM, or RAM's part)."""
+        resident = size = 0
+        rest = []
+        for line in open("/proc/%d/smaps" % self.process.pid):
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                low, high = line.split()[0].split("-")
+                size = int(high, 16) - int(low, 16)
+            elif line.startswith("Rss:"):
+                rest.append((size, int(line.split()[1])))
+        ram = [r for r in rest if r[0] >= ram_bytes]
+        if len(ram) != 1:
+            fail("expected one mapping that holds guest RAM, there are %d" % len(ram), self)
+        resident = sum(r[1] for r in rest) - ram[0][1]
+        return resident
+
+
+def fail(message, guest=None):
+    if guest and guest.process.poll() is None:
+        guest.process.send_signal(signal.SIGKILL)
+    print("FAIL %s: %s" % (os.path.basename(sys.argv[0]), message))
+    sys.exit(1)
