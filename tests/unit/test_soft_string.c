@@ -229,7 +229,7 @@ static void random_memory(void)
 
 static uint64_t random_offset(unsigned asize)
 {
-    uint64_t v = rig_random() % (asize == 2 ? 16 : PAGES) * PAGE_SIZE + (rig_random() % 2 ? rig_random() % 4096 : (rig_random() % 40 - 20) & 4095);
+    uint64_t v = rig_random() % (asize == 2 ? 16 : PAGES) * PAGE_SIZE + (rig_random() % 2 ? rig_random() % 4096 : ((rig_random() % 40 - 20) & 4095));
     return v;
 }
 
@@ -238,7 +238,7 @@ static unsigned encode(uint8_t *b, struct model_op *m)
     unsigned n = 0;
     if (m->asize != (m->code_size == 8 ? 8 : m->code_size)) b[n++] = 0x67;
     if (m->size == (m->code_size == 2 ? 4 : 2)) b[n++] = 0x66;
-    if (m->src_base || rig_random() % 8 == 0) {
+    if (rig_random() % 3 == 0) {
         b[n++] = 0x64;
         m->src_base = rig.cpu->seg[SEG_FS].base;
         m->src_limit = rig.cpu->seg[SEG_FS].limit;
