@@ -83,7 +83,7 @@ static int check_config(const struct machine_config *c, struct nerr *e)
 /* ACPI tables and kernel, into memory whose contents may be anything. */
 static int load(struct machine *m, struct nerr *e)
 {
-    struct acpi_config acpi = {.vcpus = m->cpus, .pic_and_ioapic = true};
+    struct acpi_config acpi = {.vcpus = m->cpus};
     int r = acpi_build(&m->memory, &acpi, &m->rsdp, e);
     if (!r)
         r = boot_load(m->image, &m->memory, &m->map, m->rsdp, m->boot_state, e);
