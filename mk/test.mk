@@ -1,54 +1,55 @@
 # Tests, the demo, benchmarks and fuzzing. demo, test and bench do their own set-up on a fresh machine.
 
 SETUP := tools/setup.sh
-RUN_TESTS = NACELLE_BUILD=$(BUILD) tests/run.sh
+# As many compilers as CPUs, unless the user said how many.
+JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
+RUN_TESTS = BUILD=$(BUILD) NACELLE_BUILD=$(BUILD) tests/run.sh
 
-# Programs made of all the C files of one directory below tests/, with a main of their own.
-PROGRAM_DIRS := $(patsubst %/main.c,%,$(wildcard tests/*/main.c bench/*/main.c bench/main.c))
-define program
-$(BUILD)/$(1)/$(notdir $(1)): $(call obj,$(wildcard $(1)/*.c)) $$(LIB)
-	$$(call say,LD,$$@)
-	$$(Q)mkdir -p $$(@D)
-	$$(Q)$$(CC) $$(SAN_FLAGS) $$(LDFLAGS) $$^ -o $$@.$$$$$$$$ $$(LIBS) && mv $$@.$$$$$$$$ $$@
-PROGRAMS += $(BUILD)/$(1)/$(notdir $(1))
-endef
-$(foreach d,$(PROGRAM_DIRS),$(eval $(call program,$(d))))
+# What tests build for themselves: programs, and guest kernels.
+-include $(wildcard tests/*/*.mk)
 
-.PHONY: setup programs demo test test-long test-unit bench fuzz
-programs: $(PROGRAMS)
+
+.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff bench fuzz
+programs: kernels
 
 setup:
 	$(Q)$(SETUP) build test fetch peer
 
 demo:
 	$(Q)$(SETUP) build fetch
-	$(Q)$(MAKE) nacelle
+	$(Q)$(MAKE) -s $(JOBS) nacelle
 	$(Q)NACELLE=$(BUILD)/nacelle tools/demo.sh
 
 test:
 	$(Q)$(SETUP) build test fetch peer
-	$(Q)$(MAKE) nacelle unit programs
+	$(Q)$(MAKE) -s $(JOBS) nacelle unit programs
 	$(Q)NACELLE=$(BUILD)/nacelle $(RUN_TESTS) $(UNIT_BIN)
 
 # Longer than a session at the desk: all of Debian's user land, bigger workloads, longer clocks.
 test-long:
 	$(Q)$(SETUP) build test fetch peer
-	$(Q)$(MAKE) nacelle unit programs
+	$(Q)$(MAKE) -s $(JOBS) nacelle unit programs
 	$(Q)NACELLE=$(BUILD)/nacelle $(RUN_TESTS) --long $(UNIT_BIN)
+
+# Single groups, for work on them: make test-guest, test-kernels, test-diff.
+test-guest test-kernels test-diff:
+	$(Q)$(SETUP) build test fetch peer
+	$(Q)$(MAKE) -s $(JOBS) nacelle programs
+	$(Q)NACELLE=$(BUILD)/nacelle NACELLE_ONLY=$(@:test-%=%) $(RUN_TESTS)
 
 # Only the unit tests: what a sanitizer build is for.
 test-unit:
 	$(Q)$(SETUP) build test
-	$(Q)$(MAKE) nacelle unit
-	$(Q)NACELLE_UNIT_ONLY=1 $(RUN_TESTS) $(UNIT_BIN)
+	$(Q)$(MAKE) -s $(JOBS) nacelle unit
+	$(Q)NACELLE_ONLY=unit $(RUN_TESTS) $(UNIT_BIN)
 
 bench:
 	$(Q)$(SETUP) build fetch peer
-	$(Q)$(MAKE) nacelle
+	$(Q)$(MAKE) -s $(JOBS) nacelle
 	$(Q)NACELLE=$(BUILD)/nacelle bench/run.sh
 
 # Ends when something is found, or with Ctrl-C.
 fuzz:
 	$(Q)$(SETUP) build test
-	$(Q)$(MAKE) nacelle programs
+	$(Q)$(MAKE) -s $(JOBS) nacelle programs
 	$(Q)NACELLE=$(BUILD)/nacelle NACELLE_BUILD=$(BUILD) tests/diff/run.sh --endless
