@@ -227,7 +227,7 @@ static void test_fw_cfg(void **state)
     assert_true(fw_item(&bus, 3, 8) == 0x123456000);
     assert_int_equal(fw_item(&bus, 5, 2), 7);
     assert_int_equal(fw_item(&bus, 5, 8), 7); /* zeros after the end */
-    for (unsigned key = 0x20; key < 0x10000; key += 61) (void)fw_item(&bus, (uint16_t)key, 20);
+    for (unsigned key = 0x20; key < 0x10000; key += 61) (void)fw_item(&bus, (uint16_t)key, 8);
     bus_write(&bus, BUS_PIO, 0x511, 1, 0xff);
     bus_write(&bus, BUS_PIO, 0x510, 1, 0xff);
     assert_int_equal(fw_item(&bus, 0x4005, 2), 7);

@@ -253,7 +253,9 @@ static void test_fuzz(void **state)
     assert_false(irq(u));
     assert_int_equal(rd(u, 5) & 1, 0);
     atomic_store(&u->accept, SIZE_MAX);
-    u->len = 0;
+    pthread_mutex_lock(&u->lock);
+    u->len = 0; /* room in the record */
+    pthread_mutex_unlock(&u->lock);
     assert_true(serial_flush(u->s));
     size_t before = text_len(u);
     wr(u, 0, 'z');
