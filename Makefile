@@ -33,6 +33,5 @@ all: nacelle
 
 include mk/build.mk
 include mk/test.mk
--include tests/diff/diff.mk
 include mk/lint.mk
 include mk/install.mk
