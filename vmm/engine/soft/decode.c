@@ -286,19 +286,16 @@ static uint8_t classify_branch(const ZydisDecodedInstruction *z, const ZydisDeco
     bool direct = ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
     bool wide = z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64;
     if (!wide) return XK_SPECIAL; /* translate.c opens this up for flat 32-bit code */
-    switch (z->meta.category) {
-    case ZYDIS_CATEGORY_COND_BR:
-        if (z->raw.prefix_count && z->address_width != 64) return XK_SPECIAL;
-        switch (z->mnemonic) {
-        case ZYDIS_MNEMONIC_JCXZ: case ZYDIS_MNEMONIC_JECXZ: case ZYDIS_MNEMONIC_JRCXZ: case ZYDIS_MNEMONIC_LOOP:
-        case ZYDIS_MNEMONIC_LOOPE: case ZYDIS_MNEMONIC_LOOPNE: return XK_SPECIAL;
-        default: return XK_JCC;
-        }
-    case ZYDIS_CATEGORY_UNCOND_BR: return direct ? XK_JMP : XK_JMP_IND;
-    case ZYDIS_CATEGORY_CALL: return direct ? XK_CALL : XK_CALL_IND;
-    case ZYDIS_CATEGORY_RET: return z->operand_width == 64 ? XK_RET : XK_SPECIAL;
-    default: return XK_SPECIAL;
+    if (z->meta.isa_ext == ZYDIS_ISA_EXT_KNC || z->meta.isa_ext == ZYDIS_ISA_EXT_KNCE) return XK_SPECIAL;
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_JMP: return direct ? XK_JMP : XK_JMP_IND;
+    case ZYDIS_MNEMONIC_CALL: return direct ? XK_CALL : XK_CALL_IND;
+    case ZYDIS_MNEMONIC_RET: return z->operand_width == 64 ? XK_RET : XK_SPECIAL;
+    case ZYDIS_MNEMONIC_JCXZ: case ZYDIS_MNEMONIC_JECXZ: case ZYDIS_MNEMONIC_JRCXZ: case ZYDIS_MNEMONIC_LOOP:
+    case ZYDIS_MNEMONIC_LOOPE: case ZYDIS_MNEMONIC_LOOPNE: return XK_SPECIAL;
+    default: break;
     }
+    return z->meta.category == ZYDIS_CATEGORY_COND_BR ? XK_JCC : XK_SPECIAL;
 }
 
 static uint8_t classify_misc(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops, bool plain)

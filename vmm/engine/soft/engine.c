@@ -1,5 +1,6 @@
 /* The software engine behind engine.h: creation, state in and out, kicks. */
 #define _GNU_SOURCE
+#include "common/clock.h"
 #include "vmm/engine/soft/xlat.h"
 
 #include <errno.h>
@@ -118,6 +119,8 @@ static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq
     if (!cpu)
         return nerr_set(e, -ENOMEM, "no memory for vCPU %u", id);
     cpu->id = id;
+    cpu->vcpus = g->soft.vcpus;
+    cpu->tsc_khz = host_tsc_hz() / 1000;
     cpu->port = port;
     cpu->engine = &g->soft;
     cpu->priv->meta_used = 64;

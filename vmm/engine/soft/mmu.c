@@ -31,6 +31,7 @@ struct walk {
     uint64_t rights; /* U and W: AND over all levels; NX is kept apart because it is ORed */
     uint64_t nx;
     bool wide;       /* 64-bit entries */
+    uint64_t upper_rights, upper_nx; /* the same without the leaf */
 };
 
 enum step { STEP_OK, STEP_ABSENT, STEP_RESERVED };
@@ -52,14 +53,20 @@ static uint64_t read_entry(struct walk *w, uint64_t gpa)
     return r->value;
 }
 
-/* 4-level tables from the PML4 (`shift` 39), or PAE ones from the page directory (21) (SDM vol. 3 4.4, 4.5). */
-static enum step walk_wide(const struct soft_cpu *cpu, struct walk *w, uint64_t table, unsigned shift, uint64_t a)
+static uint64_t reserved_bits(const struct soft_cpu *cpu)
 {
     uint64_t rsvd = PHYS_RSVD;
     if (!(cpu->efer & EFER_NXE))
         rsvd |= PTE_NX;
-    if (shift == 21)
+    if (!(cpu->efer & EFER_LMA))
         rsvd |= 0x7ff0000000000000ull; /* PAE: bits 62:52 are reserved, 4-level: ignored (table 4-10, 4-11) */
+    return rsvd;
+}
+
+/* 4-level tables from the PML4 (`shift` 39), or PAE ones from the page directory (21) (SDM vol. 3 4.4, 4.5). */
+static enum step walk_wide(const struct soft_cpu *cpu, struct walk *w, uint64_t table, unsigned shift, uint64_t a)
+{
+    uint64_t rsvd = reserved_bits(cpu);
     for (;; shift -= 9) {
         uint64_t v = read_entry(w, table + ((a >> shift) & 0x1ff) * 8);
         if (!(v & PTE_P))
@@ -70,6 +77,8 @@ static enum step walk_wide(const struct soft_cpu *cpu, struct walk *w, uint64_t 
             bad |= shift == 39 ? PTE_PS : v & ((1ull << shift) - 1) & ~0x1fffull;
         if (bad)
             return STEP_RESERVED;
+        w->upper_rights = w->rights;
+        w->upper_nx = w->nx;
         w->rights &= v;
         w->nx |= v;
         if (leaf)
@@ -97,6 +106,55 @@ static enum step walk_narrow(const struct soft_cpu *cpu, struct walk *w, uint64_
     w->shift = 12;
     return STEP_OK;
 }
+
+/* ---- the paging-structure cache ---- */
+
+/* Most walks are for neighbours of earlier ones. What the processor remembers of the levels above the page table until the next flush,
+ * we remember, too. Only walks that worked are remembered, with their A bits set; and a walk from here that doesn't work is done again
+ * in full, so that a guest that granted rights without a flush sees no fault it would not see otherwise. */
+static inline uint64_t walk_tag(const struct soft_cpu *cpu, uint64_t a)
+{
+    return (a >> 21 & 0x7ffffff) | cpu->track.walk_epoch << 27;
+}
+
+static inline struct soft_walk_slot *walk_slot(struct soft_cpu *cpu, uint64_t a)
+{
+    return &cpu->track.walk[(a >> 21 ^ a >> 30) % SOFT_WALK_SLOTS];
+}
+
+static bool walk_remembered(struct soft_cpu *cpu, struct walk *w, uint64_t a)
+{
+    const struct soft_walk_slot *s = walk_slot(cpu, a);
+    if (s->tag != walk_tag(cpu, a))
+        return false;
+    unsigned off = (unsigned)(a >> 12 & 0x1ff) * 8;
+    uint64_t v = __atomic_load_n((const uint64_t *)(const void *)(s->host + off), __ATOMIC_RELAXED);
+    if (!(v & PTE_P) || (v & reserved_bits(cpu)))
+        return false;
+    w->wide = true;
+    w->refs = 1;
+    w->ref[0] = (struct entry_ref){.host = NULL, .gpa = s->gpa + off, .value = v};
+    w->rights = s->rights & v;
+    w->nx = s->nx | v;
+    w->shift = 12;
+    return true;
+}
+
+static void remember_walk(struct soft_cpu *cpu, const struct walk *w, uint64_t a)
+{
+    const struct entry_ref *leaf = &w->ref[w->refs - 1];
+    if (w->shift != 12 || !w->wide || w->refs < 2 || !leaf->host)
+        return;
+    *walk_slot(cpu, a) = (struct soft_walk_slot){
+        .tag = walk_tag(cpu, a),
+        .gpa = leaf->gpa & PAGE_MASK,
+        .host = leaf->host - (leaf->gpa & ~PAGE_MASK),
+        .rights = w->upper_rights,
+        .nx = w->upper_nx,
+    };
+}
+
+/* ---- walks ---- */
 
 static enum step walk_tables(const struct soft_cpu *cpu, struct walk *w, uint64_t a)
 {
@@ -187,6 +245,16 @@ static enum soft_result walk_unpaged(gva_t a, struct mmu_result *r)
     return SOFT_OK;
 }
 
+static inline void finish_walk(const struct soft_cpu *cpu, const struct walk *w, uint64_t a, enum soft_mmu_idx idx, struct mmu_result *r)
+{
+    uint64_t leaf = w->ref[w->refs - 1].value, in_page = (1ull << w->shift) - 1;
+    r->gpa = GPA((leaf & PTE_ADDR & ~in_page) | (a & in_page));
+    r->page_size = 1u << w->shift;
+    r->writable = (leaf & PTE_D) && permitted(cpu, w, ACC_WRITE, idx);
+    r->readable = permitted(cpu, w, ACC_READ, idx);
+    r->global = (leaf & PTE_G) && (cpu->cr4 & CR4_PGE);
+}
+
 enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, bool probe,
                            struct mmu_result *r)
 {
@@ -199,22 +267,22 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
         a.v = (uint32_t)a.v;
 
     struct walk w;
+    bool dirty = acc == ACC_WRITE && !probe;
     w.memory = soft_memory(cpu);
+    if (walk_remembered(cpu, &w, a.v) && permitted(cpu, &w, acc, idx) && mark_used(cpu, &w, dirty)) {
+        finish_walk(cpu, &w, a.v, idx, r);
+        return SOFT_OK;
+    }
     do {
         enum step s = walk_tables(cpu, &w, a.v);
         if (__builtin_expect(s != STEP_OK, 0))
             return probe ? SOFT_FAULT : page_fault(cpu, a.v, acc, idx, s == STEP_ABSENT ? 0 : PF_P | PF_RSVD);
         if (!permitted(cpu, &w, acc, idx))
             return probe ? SOFT_FAULT : page_fault(cpu, a.v, acc, idx, PF_P);
-    } while (!mark_used(cpu, &w, acc == ACC_WRITE && !probe));
-
+    } while (!mark_used(cpu, &w, dirty));
+    remember_walk(cpu, &w, a.v);
     if (acc == ACC_EXEC && w.shift > PAGE_SHIFT)
         soft_tlb_note_large(cpu, a.v, 1u << w.shift);
-    uint64_t leaf = w.ref[w.refs - 1].value, in_page = (1ull << w.shift) - 1;
-    r->gpa = GPA((leaf & PTE_ADDR & ~in_page) | (a.v & in_page));
-    r->page_size = 1u << w.shift;
-    r->writable = (leaf & PTE_D) && permitted(cpu, &w, ACC_WRITE, idx);
-    r->readable = permitted(cpu, &w, ACC_READ, idx);
-    r->global = (leaf & PTE_G) && (cpu->cr4 & CR4_PGE);
+    finish_walk(cpu, &w, a.v, idx, r);
     return SOFT_OK;
 }

@@ -1,7 +1,12 @@
 /* The main loop of a vCPU: enter translated code, see why it came back, deliver events. */
+#include "vmm/engine/soft/portio.h"
 #include "vmm/engine/soft/xlat.h"
 
 #define DR6_BS (1ull << 14)
+
+#ifndef SOFT_STEP_ONLY /* -DSOFT_STEP_ONLY=1: no translated blocks, to tell their bugs from those of the C handlers */
+#define SOFT_STEP_ONLY 0
+#endif
 
 /* ---- mode ---- */
 
@@ -36,7 +41,7 @@ void soft_update_mode(struct soft_cpu *cpu)
     m |= (wide ? 2u : cpu->seg[SEG_CS].attr & SEG_ATTR_DB ? 1u : 0u) << MODE_SIZE_SHIFT;
     if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FL_AC))
         m |= MODE_AC;
-    if (!wide || (cpu->rflags & FL_TF) || (cpu->dr[7] & 0xff))
+    if (SOFT_STEP_ONLY || !wide || (cpu->rflags & FL_TF) || (cpu->dr[7] & 0xff))
         m |= MODE_STEP;
     cpu->mode = m;
     if ((old ^ m) & ~(MODE_IDX_MASK | MODE_STEP | MODE_SIZE_MASK))
@@ -255,12 +260,7 @@ static void finish_read(struct soft_cpu *cpu, const struct vcpu_exit *exit)
         cpu->io.replay[n].len = exit->mmio.len;
         soft_copy(cpu->io.replay[n].data, exit->mmio.data, 8);
     } else if (kind == PENDING_PIO) {
-        cpu->io.have = true;
-        cpu->io.is_mmio = false;
-        cpu->io.addr = exit->io.port;
-        cpu->io.len = exit->io.size;
-        cpu->io.pio_len = (uint32_t)exit->io.size * exit->io.count;
-        soft_copy(cpu->io.pio, exit->io.data, cpu->io.pio_len <= sizeof cpu->io.pio ? cpu->io.pio_len : sizeof cpu->io.pio);
+        soft_port_complete(cpu, exit);
     }
 }
 

@@ -117,6 +117,8 @@ struct tlb_entry {
 #define TLB_LARGE 2u    /* part of a page larger than 4 KiB: INVLPG anywhere in that page ends it */
 #define TLB_WRITE_OK 8u /* writes are permitted and D is set, whatever tag_write says (code pages keep it invalid) */
 
+#define SOFT_WALK_SLOTS 64u
+
 /* The guest's MAXPHYADDR: what CPUID must advertise, and where the reserved bits of paging entries begin. */
 #define SOFT_PHYS_BITS 46
 
@@ -220,6 +222,14 @@ struct soft_cpu {
         uint64_t global[MMU_IDX_COUNT][TLB_SIZE / 64];
         uint64_t large_4m[16], large_1g; /* Bloom filters of the large pages that have entries, by GVA */
         uint32_t used;               /* bit per mmu index: something was filled since its site slots were cleared */
+        uint64_t evicted[MMU_IDX_COUNT][16]; /* Bloom filters of pages that lost their entry to another page: sites may still hold them */
+        uint64_t walk_epoch;         /* changes with every flush: ends all of walk[] */
+        struct soft_walk_slot {      /* paging-structure cache: where the page table of a 2 MiB region is (SDM vol. 3 4.10.3) */
+            uint64_t tag;            /* GVA >> 21 with walk_epoch in the upper bits; 0: empty */
+            uint64_t gpa;            /* of the page table */
+            const uint8_t *host;
+            uint64_t rights, nx;     /* of the levels above */
+        } walk[SOFT_WALK_SLOTS];
     } track;
 
     const struct vcpu_irq_port *port;

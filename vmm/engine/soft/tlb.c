@@ -83,6 +83,16 @@ static void track(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, co
         soft_tlb_note_large(cpu, page, r->page_size);
 }
 
+/* Site slots outlive the entry that they were filled from. */
+static void note_evicted(struct soft_cpu *cpu, enum soft_mmu_idx idx, const struct tlb_entry *e, uint64_t page)
+{
+    uint64_t old = e->tag_read != TLB_INVALID ? e->tag_read : e->tag_write;
+    if (old == TLB_INVALID || old == page)
+        return;
+    unsigned h = bloom_hash(old >> PAGE_SHIFT, 10);
+    cpu->track.evicted[idx][h / 64] |= 1ull << (h & 63);
+}
+
 static struct tlb_entry *fill(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, const struct mmu_result *r)
 {
     const struct guest_memory *m = soft_memory(cpu);
@@ -92,6 +102,7 @@ static struct tlb_entry *fill(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint6
         return NULL;
     bool write = r->writable && soft_ram(m, gpa, PAGE_SIZE, true);
     struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
+    note_evicted(cpu, idx, e, page);
     e->tag_read = r->readable ? page : TLB_INVALID;
     e->tag_write = write && !soft_page_has_code(cpu, GPA(gpa)) ? page : TLB_INVALID;
     e->delta = (uint64_t)(uintptr_t)host - page;
@@ -146,8 +157,10 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
 static void drop_sites(struct soft_cpu *cpu)
 {
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++)
-        if (cpu->track.used & 1u << idx)
+        if (cpu->track.used & 1u << idx) {
             fill_words(cpu->site[idx], TLB_INVALID, sizeof(cpu->site[idx]) / 8);
+            fill_words(cpu->track.evicted[idx], 0, sizeof(cpu->track.evicted[idx]) / 8);
+        }
 }
 
 /* Drops the entries named in one bitmap and empties it. */
@@ -173,6 +186,7 @@ void soft_tlb_init(struct soft_cpu *cpu)
     fill_words(cpu->tlb, TLB_INVALID, sizeof(cpu->tlb) / 8);
     fill_words(cpu->site, TLB_INVALID, sizeof(cpu->site) / 8);
     soft_zero(&cpu->track, sizeof(cpu->track));
+    cpu->track.walk_epoch = 1;
 }
 
 void soft_tlb_flush_all(struct soft_cpu *cpu)
@@ -188,6 +202,7 @@ void soft_tlb_flush_all(struct soft_cpu *cpu)
     fill_words(cpu->track.large_4m, 0, sizeof(cpu->track.large_4m) / 8);
     cpu->track.large_1g = 0;
     cpu->jump_mix++;
+    cpu->track.walk_epoch++;
     soft_translation_flush(cpu, true, false, GVA(0));
 }
 
@@ -202,6 +217,7 @@ void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
             cpu->track.used &= ~(1u << idx);
     }
     cpu->jump_mix++;
+    cpu->track.walk_epoch++;
     soft_translation_flush(cpu, false, false, GVA(0));
 }
 
@@ -217,6 +233,13 @@ static bool entry_in_region(const struct tlb_entry *e, uint64_t a, unsigned shif
 {
     return (e->tag_read != TLB_INVALID && !((e->tag_read ^ a) >> shift)) ||
            (e->tag_write != TLB_INVALID && !((e->tag_write ^ a) >> shift));
+}
+
+/* May a site of this permission set hold the page? It has an entry, or had one that another page took. */
+static bool maybe_in_sites(const struct soft_cpu *cpu, unsigned idx, uint64_t a)
+{
+    unsigned h = bloom_hash(a >> PAGE_SHIFT, 10);
+    return entry_in_region(&cpu->tlb[idx][slot_of(a)], a, PAGE_SHIFT) || (cpu->track.evicted[idx][h / 64] >> (h & 63) & 1);
 }
 
 static void drop_region(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned shift)
@@ -252,10 +275,12 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
         if (!(cpu->track.used & 1u << idx))
             continue;
+        if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v))
+            drop_region_sites(cpu, idx, a.v, shift);
         drop_region(cpu, idx, a.v, shift);
-        drop_region_sites(cpu, idx, a.v, shift);
     }
     cpu->jump_mix++;
+    cpu->track.walk_epoch++;
     soft_translation_flush(cpu, true, shift == PAGE_SHIFT, a);
 }
 

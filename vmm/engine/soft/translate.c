@@ -454,7 +454,7 @@ uint32_t soft_make_thunk(struct soft_cpu *cpu, const struct xinsn *x, uint8_t *s
     struct emitter e = {p->code + p->code_used};
     uint32_t at = p->code_used;
     *scratch = NO_REG;
-    if (x->in.has_mem && x->kind != XK_LEA_RIP) {
+    if (x->kind == XK_MEM) {
         uint16_t used = x->reg_read | x->reg_write | 1u << R_RSP;
         unsigned s = 0;
         while (s < 15 && (used & (1u << s))) s++;
