@@ -5,6 +5,7 @@
 
 #include "tests/unit/soft_rig.h"
 
+#include "vmm/engine/soft/portio.h"
 #include "vmm/engine/soft/system.h"
 #include "vmm/engine/soft/xlat.h"
 
