@@ -264,11 +264,17 @@ static void eight_registers_in_32_bit_code(void **state)
         assert_memory_equal(after.b + 576, saved.b + 576, 128);
         assert_memory_equal(after.b + 704, before.b + 704, 128);
     }
+    if (all & 0x80) {
+        const uint32_t *zmm16 = rig.cpu->cpuid.xsave[7];
+        assert_memory_equal(after.b + zmm16[1], before.b + zmm16[1], zmm16[0]);
+    }
     put64(rig_ram(IMAGE + 512), 0); /* all initial */
     FPU_OK(0x0f, 0xae, 0x2b);
     for (unsigned i = 160; i < 288; i++)
         assert_int_equal(after.b[i], 0);
     assert_memory_equal(after.b + 288, before.b + 288, 128);
+    for (unsigned i = 576; (all & 4) && i < 704; i++)
+        assert_int_equal(after.b[i], 0);
     fill_before();
     FPU_OK(0x0f, 0xae, 0x0b); /* fxrstor */
     assert_memory_equal(after.b + 288, before.b + 288, 128);
