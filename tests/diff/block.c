@@ -7,12 +7,13 @@
 #define SLOTS_MAX 60
 
 struct slot {
-    uint8_t bytes[16];
+    uint8_t bytes[24];
     uint8_t len;
     uint8_t rel_at, rel_size; /* offset and bytes of a displacement to slot `target` */
     int target;               /* -1: none */
     bool rip_abs;             /* the displacement is of a RIP-relative operand at `abs` */
     uint64_t abs;
+    uint8_t insn_len; /* of the first instruction */
 };
 
 struct block {
@@ -30,7 +31,7 @@ static struct slot *add(struct block *b, const void *bytes, unsigned len)
     struct slot *s = &b->slot[b->n < SLOTS_MAX ? b->n++ : SLOTS_MAX - 1];
     memset(s, 0, sizeof(*s));
     memcpy(s->bytes, bytes, len);
-    s->len = (uint8_t)len;
+    s->len = s->insn_len = (uint8_t)len;
     s->target = -1;
     return s;
 }
@@ -128,6 +129,20 @@ static void add_count(struct block *b, unsigned max)
     add(b, mov, 5);
 }
 
+/* Flags that an instruction leaves undefined must not be seen by the rest of the block: what they hold depends on what
+ * they held before, which a translator need not keep. So one that defines all of them follows, in the same slot. (The
+ * AF of logical instructions and shifts and the OF of these are exceptions: they come from the CPU's ALU alone, or, for a count of 0, are kept.) */
+static void append_flag_writer(struct block *b, struct slot *s, const struct insn_code *ic)
+{
+    uint32_t undefined = ic->d.cpu_flags ? ic->d.cpu_flags->undefined & 0x8d5 : 0;
+    if (!undefined || (ic->d.meta.category == ZYDIS_CATEGORY_LOGICAL && undefined == 0x10) ||
+        ic->d.meta.category == ZYDIS_CATEGORY_SHIFT || ic->d.meta.category == ZYDIS_CATEGORY_ROTATE)
+        return;
+    static const uint8_t writer[][2] = {{0x38, 0xc8}, {0x39, 0xd0}, {0x38, 0xe2}, {0x39, 0xcb}}; /* CMP */
+    memcpy(s->bytes + s->len, writer[rnd_below(b->r, 4)], 2);
+    s->len += 2;
+}
+
 static void add_generic(struct block *b)
 {
     struct insn_code ic;
@@ -148,6 +163,7 @@ static void add_generic(struct block *b)
             add_count(b, 12);
         }
         struct slot *s = add(b, ic.bytes, ic.len);
+        append_flag_writer(b, s, &ic);
         for (unsigned i = 0; i < ic.d.operand_count; i++)
             if (ic.op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && (ic.op[i].mem.base == ZYDIS_REGISTER_RIP ||
                                                                ic.op[i].mem.base == ZYDIS_REGISTER_EIP)) {
@@ -302,7 +318,7 @@ static bool assemble(struct block *b)
         unsigned next = c->insn_off[i] + s->len;
         int32_t v;
         if (s->rip_abs) {
-            v = (int32_t)(s->abs - (c->rip + next));
+            v = (int32_t)(s->abs - (c->rip + c->insn_off[i] + s->insn_len));
         } else if (s->target >= 0) {
             unsigned to = (unsigned)s->target < b->n ? c->insn_off[s->target] : at;
             v = (int32_t)to - (int32_t)next;

@@ -63,7 +63,7 @@ struct diff_case {
     uint32_t patches, patch_used;
     bool loops; /* may execute instructions more than once */
     struct patch patch[PATCH_MAX];
-    uint16_t insn_off[64]; /* where in code[] each instruction begins */
+    uint16_t insn_off[64]; /* where in code[] each instruction (of a block: each slot) begins */
     uint8_t code[CODE_MAX]; /* loaded at rip, followed by int3 */
     uint8_t patch_data[PATCH_BYTES];
     _Alignas(64) uint8_t xsave[XSAVE_BYTES];

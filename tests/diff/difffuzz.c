@@ -25,7 +25,7 @@ struct finding {
 static struct fuzz fuzz;
 static struct finding finding[FINDINGS_MAX];
 static unsigned findings;
-static uint64_t ran, skipped, differed;
+static uint64_t ran, skipped, differed, blocks, blocks_done;
 
 static double now(void)
 {
@@ -34,12 +34,12 @@ static double now(void)
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-/* True when a finding of this kind is new. */
+/* True when a finding of this kind (category of the instruction, and what differed first) is new. */
 static bool note_finding(const struct diff_case *c, const struct verdict *v)
 {
     char key[96];
-    snprintf(key, sizeof(key), "%s %s", c->insns == 1 ? ZydisMnemonicGetString(case_mnemonic(c, &fuzz.forms, 0)) : "block",
-             v->field);
+    const struct mnem *m = c->insns == 1 ? forms_find(&fuzz.forms, case_mnemonic(c, &fuzz.forms, 0)) : NULL;
+    snprintf(key, sizeof(key), "%s %s", m ? ZydisCategoryGetString((ZydisInstructionCategory)m->category) : "block", v->field);
     for (unsigned i = 0; i < findings; i++)
         if (!strcmp(finding[i].key, key)) {
             finding[i].count++;
@@ -151,6 +151,8 @@ static int run_batch(const struct options *o, const bool block[BATCH])
         compare_results(&fuzz.batch->cases[i], &fuzz.forms, native, &fuzz.batch->results[SIDE_ENGINE][i], &v[i]);
         ran++;
         skipped += v[i].skipped;
+        blocks += block[i];
+        blocks_done += block[i] && native->vector == 3;
         if (!v[i].skipped)
             coverage_count(&fuzz, &fuzz.batch->cases[i], native, block[i]);
         any |= !v[i].equal;
@@ -195,6 +197,8 @@ static int run_fuzz(const struct options *o)
     double took = now() - begin;
     printf("%u-bit: %" PRIu64 " cases in %.1f s (%.0f per second), %" PRIu64 " skipped, %" PRIu64 " differ in %u ways\n",
            o->mode, ran, took, (double)ran / took, skipped, differed, findings);
+    if (blocks)
+        printf("  %" PRIu64 " blocks, %.0f%% of them ran to their end\n", blocks, 100.0 * (double)blocks_done / (double)blocks);
     for (unsigned i = 0; i < findings; i++)
         printf("  %8" PRIu64 "  %s\n", finding[i].count, finding[i].key);
     return findings ? 1 : 0;
