@@ -132,7 +132,7 @@ static bool writable_ram(uint64_t gpa)
 }
 
 /* Walks and compares result, error code and every entry afterwards with the model. */
-static void check_walk(uint64_t a, enum soft_access acc, enum soft_mmu_idx idx)
+static void check_one_walk(uint64_t a, enum soft_access acc, enum soft_mmu_idx idx)
 {
     struct soft_cpu *c = rig.cpu;
     unsigned width = c->cr4 & CR4_PAE ? 8 : 4;
@@ -168,6 +168,14 @@ static void check_walk(uint64_t a, enum soft_access acc, enum soft_mmu_idx idx)
     assert_int_equal(r.readable, m.readable);
     if (writable_ram(m.e[m.n - 1].gpa)) assert_int_equal(r.writable, m.writable);
     assert_int_equal(r.global, m.global);
+}
+
+/* Once from the root, and once with what the first walk left in the paging-structure cache. */
+static void check_walk(uint64_t a, enum soft_access acc, enum soft_mmu_idx idx)
+{
+    soft_tlb_flush_nonglobal(rig.cpu);
+    check_one_walk(a, acc, idx);
+    check_one_walk(a, acc, idx);
 }
 
 enum paging { P_LONG, P_PAE, P_OLD };
@@ -356,6 +364,50 @@ static void test_marks_in_code_page(void **state)
     assert_int_equal(rig.code_writes, 1);
 }
 
+static uint64_t walk_gpa(uint64_t a)
+{
+    struct mmu_result r;
+    assert_int_equal(soft_walk(rig.cpu, GVA(a), ACC_READ, MMU_KERNEL, false, &r), SOFT_OK);
+    return r.gpa.v;
+}
+
+/* Upper levels are remembered until a flush, whichever; rights that grew count at once. */
+static void test_remembered(void **state)
+{
+    (void)state;
+    struct mmu_result r;
+    for (unsigned flush = 0; flush < 3; flush++) {
+        rig_map(0x5000, 0x7000, RP_P | RP_W);
+        rig_map(0x6000, 0x8000, RP_P | RP_W);
+        uint64_t *pde = rig_leaf(0x5000, 21), old = *pde, *other = rig_ram(0x300000);
+        other[6] = 0x9000 | RP_P | RP_W;
+        soft_tlb_flush_all(rig.cpu);
+        assert_int_equal(walk_gpa(0x5000), 0x7000);
+        *pde = 0x300000 | RP_P | RP_W | RP_U;
+        assert_int_equal(walk_gpa(0x6000), 0x8000); /* as on a processor: no flush, no promise; but it shows that walks are short */
+        if (flush == 0) soft_tlb_flush_all(rig.cpu);
+        if (flush == 1) soft_tlb_flush_nonglobal(rig.cpu);
+        if (flush == 2) soft_tlb_flush_page(rig.cpu, GVA(0x123456000)); /* INVLPG ends them for all addresses (SDM vol. 3 4.10.4.1) */
+        assert_int_equal(walk_gpa(0x6000), 0x9000);
+        *pde = old;
+        soft_tlb_flush_all(rig.cpu);
+        /* A read-only directory entry is remembered, then made writable without a flush. */
+        *pde = old & ~(RP_W | RP_U);
+        assert_int_equal(walk_gpa(0x5000), 0x7000);
+        assert_int_equal(soft_walk(rig.cpu, GVA(0x5000), ACC_WRITE, MMU_KERNEL, false, &r), SOFT_FAULT);
+        assert_fault(EXC_PF, PF_P | PF_W);
+        *pde = old;
+        assert_int_equal(soft_walk(rig.cpu, GVA(0x5000), ACC_WRITE, MMU_KERNEL, false, &r), SOFT_OK);
+        assert_int_equal(soft_walk(rig.cpu, GVA(0x6000), ACC_READ, MMU_USER, false, &r), SOFT_FAULT);
+        assert_fault(EXC_PF, PF_P | PF_U);
+        rig_map(0x7000, 0x7000, 0); /* not present: found by the short way, reported by the long one */
+        assert_int_equal(soft_walk(rig.cpu, GVA(0x7000), ACC_READ, MMU_KERNEL, false, &r), SOFT_FAULT);
+        assert_fault(EXC_PF, 0);
+        rig_map(0x7000, 0xa000, RP_P);
+        assert_int_equal(walk_gpa(0x7123), 0xa123);
+    }
+}
+
 /* Another vCPU takes pages away all the time: A and D must never appear in an entry that isn't present. */
 static atomic_bool race_over;
 static _Atomic unsigned race_bad;
@@ -407,6 +459,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_not_canonical, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_probe, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_marks_in_code_page, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(test_remembered, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_race, rig_setup, rig_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

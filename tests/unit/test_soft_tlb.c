@@ -187,6 +187,36 @@ static void test_flush_large_page(void **state)
     assert_false(cached(MMU_KERNEL, 0x8000206000));
 }
 
+/* A site outlives the entry it came from when another page takes that; INVLPG must still end it. */
+static void test_flush_evicted(void **state)
+{
+    (void)state;
+    uint64_t a = 0x5000, b = a + (uint64_t)TLB_SIZE * PAGE_SIZE;
+    rig_map(a, 0x5000, RW);
+    rig_map(b, 0x6000, RW);
+    look(a, ACC_READ, MMU_KERNEL);
+    put_site(MMU_KERNEL, 0, 11, a);
+    look(b, ACC_READ, MMU_KERNEL);
+    assert_false(cached(MMU_KERNEL, a));
+    soft_tlb_flush_page(rig.cpu, GVA(a));
+    assert_int_equal(rig.cpu->site[MMU_KERNEL][0][11].tag, TLB_INVALID);
+    assert_true(cached(MMU_KERNEL, b));
+}
+
+/* 4 MiB pages of 32-bit paging: both halves go. */
+static void test_flush_4m_page(void **state)
+{
+    (void)state;
+    rig.cpu->efer = 0;
+    rig.cpu->cr4 = CR4_PSE;
+    *(uint32_t *)rig_ram(RIG_TABLES + 0x100 * 4) = 0 | RW | RP_PS;
+    look(0x40001000, ACC_READ, MMU_KERNEL);
+    look(0x40201000, ACC_READ, MMU_KERNEL);
+    soft_tlb_flush_page(rig.cpu, GVA(0x40300000));
+    assert_false(cached(MMU_KERNEL, 0x40001000));
+    assert_false(cached(MMU_KERNEL, 0x40201000));
+}
+
 static void test_flush_nonglobal(void **state)
 {
     (void)state;
@@ -518,7 +548,8 @@ static void test_system_access(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_fill), T(test_not_ram), T(test_code_page), T(test_code_page_clean), T(test_flush_page), T(test_flush_large_page),
+        T(test_fill), T(test_not_ram), T(test_code_page), T(test_code_page_clean), T(test_flush_page), T(test_flush_large_page), T(test_flush_evicted),
+        T(test_flush_4m_page),
         T(test_flush_nonglobal), T(test_global_needs_pge), T(test_flush_random), T(test_flush_large_code_page), T(test_sizes), T(test_cross_fault),
         T(test_wrap), T(test_mmio_read), T(test_mmio_pieces), T(test_mmio_write), T(test_alignment), T(test_data_breakpoints),
         T(test_system_access),

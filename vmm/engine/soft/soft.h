@@ -103,7 +103,10 @@ enum soft_mmu_idx { MMU_USER = 0, MMU_KERNEL = 1 /* CPL<3, SMAP enforced */, MMU
 
 #define TLB_BITS 10
 #define TLB_SIZE (1u << TLB_BITS)
-#define TLB_INVALID 1ull /* never equals a page-aligned tag */
+/* A tag that no access matches. It is no page address, and not canonical, so that of the inline check's range [tag, tag + 4096) no
+ * legal address is part. An illegal one that the guest makes up there gets through, with the same value as delta (always set
+ * both): 2 * TLB_INVALID + n is not canonical either, so the host raises the #GP that the guest has earned. */
+#define TLB_INVALID 0x4000000000000001ull
 
 /* One entry of the software TLB (GVA -> HVA). A tag is the page's GVA, or TLB_INVALID when an access of that
  * kind must take the slow path (no permission, MMIO, write to a page with code in it, clean page, watched page). */

@@ -261,8 +261,8 @@ static void drop_region_sites(struct soft_cpu *cpu, unsigned idx, uint64_t a, un
 {
     struct site_slot *s = cpu->site[idx][0];
     for (unsigned i = 0; i < 2 * SITE_COUNT; i++)
-        if (!((s[i].tag ^ a) >> shift)) /* TLB_INVALID matches region 0: it stays what it is */
-            s[i].tag = TLB_INVALID;
+        if (!((s[i].tag ^ a) >> shift))
+            s[i].tag = s[i].delta = TLB_INVALID;
 }
 
 void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
@@ -300,7 +300,7 @@ void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page)
         struct site_slot *s = cpu->site[idx][1]; /* slots know no GPA, but where they lead */
         for (unsigned i = 0; i < SITE_COUNT; i++)
             if (s[i].delta + (i < SITE_COUNT / 2 ? s[i].tag : 0) == host) /* the upper half holds host pages: translate_mem.c */
-                s[i].tag = TLB_INVALID;
+                s[i].tag = s[i].delta = TLB_INVALID;
     }
 }
 
