@@ -65,9 +65,9 @@ int main(void)
         u64 base;
     } __attribute__((packed)) shorter = {0x81 * 16 - 1, (u64)idt}, whole = {sizeof idt - 1, (u64)idt};
     CODE(int82, "int $0x82");
-    __asm__ volatile("lidt %0" ::"m"(shorter));
+    __asm__ volatile("lidt %0" ::"m"(shorter) : "memory");
     ctx_user(&c, int82);
     FAULTS(&c, GP, 0x82 << 3 | 2);
-    __asm__ volatile("lidt %0" ::"m"(whole));
+    __asm__ volatile("lidt %0" ::"m"(whole) : "memory");
     return done();
 }

@@ -172,12 +172,12 @@ static void invalid_tss(void)
     CODE(int80, "int $0x80");
     u64 old = gdt[SEL_TSS / 8];
     gdt[SEL_TSS / 8] = (old & ~0x2000000fffful) | 11; /* RSP0 is in, IST1 is not */
-    __asm__ volatile("ltr %w0" ::"r"(SEL_TSS));
+    load_tr(SEL_TSS);
     idt[0x80].ist = 1;
     ctx_user(&c, int80);
     FAULTS(&c, TS, SEL_TSS);
     gdt[SEL_TSS / 8] = old & ~(2ul << 40);
-    __asm__ volatile("ltr %w0" ::"r"(SEL_TSS));
+    load_tr(SEL_TSS);
 }
 
 int main(void)

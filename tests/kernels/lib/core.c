@@ -139,7 +139,10 @@ bool on_tcg(void)
 
 int done(void)
 {
-    if (failures) print("%u checks failed\n", failures);
+    if (failures)
+        print("%u checks failed\n", failures);
+    else
+        print("all checks passed\n");
     return failures ? 1 : 0;
 }
 

@@ -71,6 +71,10 @@ static inline void invlpg(u64 va)
 {
     __asm__ volatile("invlpg (%0)" ::"r"(va) : "memory");
 }
+static inline void load_tr(u16 selector)
+{
+    __asm__ volatile("ltr %0" ::"r"(selector) : "memory");
+}
 static inline void sti(void)
 {
     __asm__ volatile("sti" ::: "memory");
