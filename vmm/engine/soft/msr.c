@@ -13,7 +13,7 @@ enum {
 };
 enum msr_high {
     MSR_EFER = 0xc0000080, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_SFMASK, MSR_FS_BASE = 0xc0000100, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_TSC_AUX,
-    MSR_SYSCFG = 0xc0010010, MSR_HWCR = 0xc0010015, MSR_TOP_MEM = 0xc001001a, MSR_TOP_MEM2 = 0xc001001d, MSR_NB_CFG = 0xc001001f,
+    MSR_PERF_EVTSEL0 = 0xc0010000, MSR_PERF_CTR3 = 0xc0010007, MSR_SYSCFG = 0xc0010010, MSR_HWCR = 0xc0010015, MSR_TOP_MEM = 0xc001001a, MSR_TOP_MEM2 = 0xc001001d, MSR_NB_CFG = 0xc001001f,
     MSR_PATCH_LOADER = 0xc0010020, MSR_INT_PENDING = 0xc0010055, MSR_LS_CFG = 0xc0011020, MSR_IC_CFG = 0xc0011021, MSR_DC_CFG = 0xc0011022,
     MSR_DE_CFG = 0xc0011029,
 };
@@ -153,6 +153,9 @@ static bool write_plain(uint64_t *slot, uint32_t n, uint64_t v)
 static bool read_amd(const struct soft_cpu *cpu, uint32_t n, uint64_t *v)
 {
     if (!cpu->cpuid.amd) return false;
+    /* Four counters are architectural on AMD, without a CPUID bit to deny them: they are there but don't count, which
+     * Linux notices by itself. */
+    if (n >= MSR_PERF_EVTSEL0 && n <= MSR_PERF_CTR3) return true;
     switch (n) {
     case MSR_SYSCFG: *v = cpu->msr.syscfg; return true;
     case MSR_HWCR: *v = cpu->msr.hwcr; return true;
@@ -171,6 +174,7 @@ static bool read_amd(const struct soft_cpu *cpu, uint32_t n, uint64_t *v)
 static bool write_amd(struct soft_cpu *cpu, uint32_t n, uint64_t v)
 {
     if (!cpu->cpuid.amd) return false;
+    if (n >= MSR_PERF_EVTSEL0 && n <= MSR_PERF_CTR3) return true;
     switch (n) {
     case MSR_SYSCFG: cpu->msr.syscfg = v & 0x7fffff; return true;
     case MSR_HWCR: cpu->msr.hwcr = (v & 0xffffff) | HWCR_TSC_P0; return true;
