@@ -55,8 +55,8 @@ static const uint16_t common[] = {
     ZYDIS_MNEMONIC_MOVDQU, ZYDIS_MNEMONIC_MOVUPS,  ZYDIS_MNEMONIC_MOVQ,   ZYDIS_MNEMONIC_MOVSD,   ZYDIS_MNEMONIC_ADDSD,
     ZYDIS_MNEMONIC_MULSD,  ZYDIS_MNEMONIC_CVTSI2SD, ZYDIS_MNEMONIC_UCOMISD, ZYDIS_MNEMONIC_PXOR,  ZYDIS_MNEMONIC_VMOVDQU,
     ZYDIS_MNEMONIC_VADDPD, ZYDIS_MNEMONIC_VPADDD,  ZYDIS_MNEMONIC_FLD,    ZYDIS_MNEMONIC_FSTP,    ZYDIS_MNEMONIC_FADD,
-    ZYDIS_MNEMONIC_LEAVE,  ZYDIS_MNEMONIC_ENTER,   ZYDIS_MNEMONIC_XLAT,   ZYDIS_MNEMONIC_POPFQ,   ZYDIS_MNEMONIC_DIV,
-    ZYDIS_MNEMONIC_CLD,    ZYDIS_MNEMONIC_CLD,     ZYDIS_MNEMONIC_STD,    ZYDIS_MNEMONIC_IDIV};
+    ZYDIS_MNEMONIC_LEAVE,  ZYDIS_MNEMONIC_ENTER,   ZYDIS_MNEMONIC_XLAT,   ZYDIS_MNEMONIC_POPFQ,
+    ZYDIS_MNEMONIC_CLD,    ZYDIS_MNEMONIC_CLD,     ZYDIS_MNEMONIC_STD,    ZYDIS_MNEMONIC_DIV};
 
 static const struct mnem *pick(struct block *b)
 {
@@ -66,7 +66,7 @@ static const struct mnem *pick(struct block *b)
             m = forms_find(b->f, common[rnd_below(b->r, sizeof(common) / sizeof(*common))]);
         else
             m = &b->f->mnem[rnd_below(b->r, b->f->mnems)];
-        if (!m || m->excluded || (m->ud > 20 && !m->done))
+        if (!m || m->excluded)
             continue;
         switch (m->category) {
         case ZYDIS_CATEGORY_COND_BR:
@@ -106,6 +106,11 @@ static bool fits(const struct block *b, const struct insn_code *ic)
         if (n >= 0 && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && (b->fixed >> n & 1) &&
             !(o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN && (n == 4 || n == 5 || n == 6 || n == 7)))
             return false;
+        if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && !rnd_pct(b->r, 3)) { /* MOV, POP: mostly #GP */
+            ZydisRegisterClass k = ZydisRegisterGetClass(o->reg.value);
+            if (k == ZYDIS_REGCLASS_SEGMENT || k == ZYDIS_REGCLASS_CONTROL || k == ZYDIS_REGCLASS_DEBUG)
+                return false;
+        }
         if (n >= 0 && bit_op && i == 1 && ic->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && !(b->indices >> n & 1))
             return false;
         if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
@@ -149,7 +154,8 @@ static void add_generic(struct block *b)
     struct emit_opt opt = {.bases = b->pointers, .indices = b->indices};
     for (unsigned tries = 0; tries < 60; tries++) {
         const struct mnem *m = pick(b);
-        if (!forms_emit(b->f, &b->f->form[m->first + rnd_below(b->r, m->count)], b->r, &opt, &ic) || !fits(b, &ic))
+        const struct form *form = forms_pick(b->f, m, b->r, true);
+        if (!form || !forms_emit(b->f, form, b->r, &opt, &ic) || !fits(b, &ic))
             continue;
         if (ic.d.mnemonic == ZYDIS_MNEMONIC_ENTER) {
             ic.bytes[ic.d.raw.imm[0].offset] &= 0x38;

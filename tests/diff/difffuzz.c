@@ -117,10 +117,40 @@ static int choose_candidates(const struct options *o)
 static bool make_single(struct diff_case *c, struct rng *r)
 {
     const struct mnem *m = &fuzz.forms.mnem[candidates[rnd_below(r, candidate_count)]];
-    /* What the host lacks needs no more than a few looks. */
-    if (m->ud > 20 && !m->done && !rnd_pct(r, 3))
-        return false;
-    return gen_single(c, &fuzz.forms, m, rnd(r));
+    const struct form *form = forms_pick(&fuzz.forms, m, r, false);
+    return form && gen_single(c, &fuzz.forms, form, rnd(r));
+}
+
+/* Tries every encoding on the host, so that those it lacks (#UD) need not fill the cases. */
+static int calibrate(void)
+{
+    struct form *of[BATCH];
+    struct rng r = {99};
+    for (uint32_t i = 0, round = 0; round < 2;) {
+        unsigned n = 0;
+        while (n < BATCH && round < 2) {
+            struct form *t = &fuzz.forms.form[i];
+            const struct mnem *m = forms_find(&fuzz.forms, t->mnemonic);
+            if (!m->excluded && gen_single(&fuzz.batch->cases[n], &fuzz.forms, t, rnd(&r)))
+                of[n++] = t;
+            if (++i == fuzz.forms.forms) {
+                i = 0;
+                round++;
+            }
+        }
+        fuzz.batch->count = n;
+        if (n && workers_run(fuzz.worker, 1)) /* the first worker is the native one */
+            return -1;
+        for (unsigned k = 0; k < n; k++) {
+            const struct diff_result *res = &fuzz.batch->results[SIDE_NATIVE][k];
+            if (res->status != RUN_DONE || (fuzz.batch->cases[k].rflags & 0x100) ||
+                (res->vector == 14 && res->cr2 == res->rip))
+                continue;
+            of[k]->tried++;
+            of[k]->ud += res->vector == 6;
+        }
+    }
+    return 0;
 }
 
 static void make_batch(const struct options *o, struct rng *r, bool block[BATCH])
@@ -332,6 +362,8 @@ int main(int argc, char **argv)
         if (worker_start(&fuzz.worker[i]))
             return 2;
     }
+    if (!o.replay && calibrate())
+        return 2;
     int status = o.replay ? run_replay(&o) : o.self_test ? run_self_test(&o) : run_fuzz(&o);
     if (o.list)
         coverage_write(&fuzz.forms, NULL, true);

@@ -363,6 +363,16 @@ const struct mnem *forms_find(const struct forms *f, uint16_t mnemonic)
     return f->index[mnemonic] ? &f->mnem[f->index[mnemonic] - 1] : NULL;
 }
 
+const struct form *forms_pick(const struct forms *f, const struct mnem *m, struct rng *r, bool working_only)
+{
+    for (unsigned i = 0; i < 12; i++) {
+        const struct form *t = &f->form[m->first + rnd_below(r, m->count)];
+        if (!t->tried || t->ud < t->tried || (!working_only && rnd_pct(r, 5)))
+            return t;
+    }
+    return NULL;
+}
+
 /* ---- making one instruction ---- */
 
 static unsigned pick_reg(struct rng *r, uint16_t mask, unsigned n)

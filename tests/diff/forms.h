@@ -20,6 +20,7 @@ struct form {
     uint8_t w, ll; /* REX.W or VEX.W; VEX.L, EVEX.LL */
     uint8_t modrm; /* mod is 0 (memory) or 3; reg and rm fixed unless *_any */
     bool has_modrm, reg_any, rm_any, vsib;
+    uint8_t tried, ud; /* calibration: runs on the host, and how many of them ended in #UD */
 };
 
 enum { EXCLUDE_NO, EXCLUDE_RANDOM, EXCLUDE_SYSTEM, EXCLUDE_OTHER };
@@ -65,6 +66,8 @@ int forms_init(struct forms *f, unsigned mode);
 bool forms_emit(const struct forms *f, const struct form *form, struct rng *r, const struct emit_opt *opt,
                 struct insn_code *out);
 bool forms_decode(const struct forms *f, const uint8_t *bytes, unsigned len, struct insn_code *out);
+/* One of the mnemonic's forms; those that the host answers with #UD are rare, or never taken. */
+const struct form *forms_pick(const struct forms *f, const struct mnem *m, struct rng *r, bool working_only);
 const struct mnem *forms_find(const struct forms *f, uint16_t mnemonic);
 
 #endif

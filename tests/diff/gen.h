@@ -7,8 +7,8 @@
 
 /* Random registers, flags, vector state, image; no code. */
 void gen_state(struct diff_case *c, struct rng *r, unsigned mode);
-/* One instruction of the given mnemonic. False when nothing valid came out of it. */
-bool gen_single(struct diff_case *c, const struct forms *f, const struct mnem *m, uint64_t seed);
+/* One instruction of the given form. False when nothing valid came out of it. */
+bool gen_single(struct diff_case *c, const struct forms *f, const struct form *form, uint64_t seed);
 /* A block of instructions that share pointers (block.c). Sets c->loops where it has a loop. */
 bool gen_block(struct diff_case *c, const struct forms *f, uint64_t seed);
 

@@ -102,7 +102,7 @@ static void on_nmi(struct frame *f)
     nmis++;
     if (nmi_depth++) nested_nmis++;
     if (nmis == 1) { /* another one now waits for our IRET */
-        apic_ipi(0, 0x44400);
+        apic_ipi(0, 0x4400);
         for (unsigned i = 0; i < 100; i++) pause();
         CHECK_EQ(nmis, 1);
     }
@@ -112,7 +112,7 @@ static void on_nmi(struct frame *f)
 static void nmi(void)
 {
     on_vector(NMI, on_nmi);
-    apic_ipi(0, 0x44400); /* IF does not matter */
+    apic_ipi(0, 0x4400); /* IF does not matter */
     for (unsigned i = 0; i < 10000 && nmis < 2; i++) pause();
     CHECK_EQ(nmis, 2);
     CHECK_EQ(nested_nmis, 0);

@@ -94,6 +94,7 @@ static void data_watchpoints(void)
     watch(3, (u64)ctx_stack + sizeof ctx_stack - 72, WRITE, 8);
     CHECK_EQ(run(push8, 0), DB);
     CHECK_EQ(c.dr6 & 0xe00f, 8);
+    set_dr7(0x400);
     /* REP: after the iteration that touched it (it may run some further ones). */
     watch(1, a + 4, WRITE, 1);
     set_dr6(0);

@@ -1,16 +1,16 @@
 /* Local APIC in both modes, the PIT as the clock that tests trust, PIC masking. */
 #include "kernel.h"
 
-static bool x2apic;
+static bool x2apic[MAX_CPUS]; /* per CPU, as the mode is */
 
 u32 apic_read(u32 reg)
 {
-    return x2apic ? (u32)rdmsr(0x800 + reg / 16) : *(volatile u32 *)(LAPIC + reg);
+    return x2apic[cpu_index()] ? (u32)rdmsr(0x800 + reg / 16) : *(volatile u32 *)(LAPIC + reg);
 }
 
 void apic_write(u32 reg, u32 v)
 {
-    if (x2apic)
+    if (x2apic[cpu_index()])
         wrmsr(0x800 + reg / 16, v);
     else
         *(volatile u32 *)(LAPIC + reg) = v;
@@ -18,7 +18,7 @@ void apic_write(u32 reg, u32 v)
 
 void apic_ipi(u32 apic_id, u32 low)
 {
-    if (x2apic) {
+    if (x2apic[cpu_index()]) {
         wrmsr(0x830, (u64)apic_id << 32 | low);
         return;
     }
@@ -48,7 +48,7 @@ bool x2apic_enable(void)
 {
     if (!HAS_X2APIC) return false;
     wrmsr(MSR_APIC_BASE, rdmsr(MSR_APIC_BASE) | 0xc00);
-    x2apic = true;
+    x2apic[cpu_index()] = true;
     return true;
 }
 

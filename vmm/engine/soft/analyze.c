@@ -9,8 +9,10 @@ static void flag_liveness(struct tr *t)
     t->fl_live[t->n] = live;
     for (unsigned i = t->n; i-- > 0;) {
         const struct xinsn *x = &t->x[i];
-        if (x->kind == XK_JCC || x->kind == XK_SPECIAL || x->kind == XK_STEP) live = FL_ARITH;
-        live = (uint16_t)((live & ~x->fl_kill) | x->fl_read);
+        if (x->kind == XK_SPECIAL || x->kind == XK_STEP || x->kind == XK_JCC)
+            live = FL_ARITH; /* C sees the state before the instruction, whatever that does to flags */
+        else
+            live = (uint16_t)((live & ~x->fl_kill) | x->fl_read);
         t->fl_live[i] = live;
     }
 }
