@@ -43,7 +43,7 @@ static void avx2(void)
     map_page(TEST_VA + PAGE, (u64)second, PTE_W);
     CHECK_EQ(ctx_run(&c), END); /* restart */
     __asm__ volatile("vmovdqu %%ymm0, %0; vmovdqu %%ymm1, %1" : "=m"(got), "=m"(mask));
-    for (unsigned i = 0; i < 8; i++) CHECK(got[i] == index[i] * 3 && mask[i] == 0);
+    for (unsigned i = 0; i < 8; i++) CHECK_EQ(got[i], index[i] * 3), CHECK_EQ(mask[i], 0);
 
     /* Masked-out elements don't fault. */
     *pte_of(TEST_VA + PAGE, 1) = 0;

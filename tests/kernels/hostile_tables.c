@@ -65,7 +65,7 @@ static void stacks(void)
             ctx_kernel(&c, code[k]);
             c.gpr[RSP] = TEST_VA + 0xe00;
             u64 v = ctx_run(&c);
-            if (!CHECK(v == END || v == PF || v == GP || v == UD)) print("    vector %lu at %lx, code %u, frame %u\n", v, c.rip, k, i);
+            if (!CHECK(v == END || v == PF || v == GP || v == UD || v == SS)) print("    vector %lu at %lx, code %u, frame %u\n", v, c.rip, k, i);
         }
         /* Interrupt delivery to such a stack; the handler only comes back by the next trap, which has IST1. */
         tss[0].ist[4] = TEST_VA + 0x800;
