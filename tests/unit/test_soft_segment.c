@@ -179,7 +179,7 @@ static void mov_to_and_from(void **state)
     (void)state;
     rig.cpu->gpr[R_RAX] = 0xdead0000 | S_DATA;
     EXEC_OK(0x8e, 0xd0); /* mov ss, eax */
-    assert_int_equal(rig.cpu->irq_shadow, 1);
+    assert_int_equal(rig.cpu->irq_shadow, SHADOW_MOV_SS);
     assert_int_equal(rig.cpu->rip, SYS_CODE + 2);
     rig.cpu->gpr[R_RBX] = ~0ull;
     EXEC_OK(0x8c, 0xd3); /* mov ebx, ss */

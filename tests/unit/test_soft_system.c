@@ -333,7 +333,7 @@ static void cli_sti(void **state)
     (void)state;
     EXEC_OK(0xfb);
     assert_int_equal(rig.cpu->if_flag, 1);
-    assert_int_equal(rig.cpu->irq_shadow, 1);
+    assert_int_equal(rig.cpu->irq_shadow, SHADOW_STI);
     rig.cpu->irq_shadow = 0;
     EXEC_OK(0xfb); /* no shadow when IF was set already */
     assert_int_equal(rig.cpu->irq_shadow, 0);

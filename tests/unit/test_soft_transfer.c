@@ -31,6 +31,7 @@ static void iret_to_user(void **state)
 {
     (void)state;
     rig.cpu->nmi_blocked = true;
+    rig.cpu->seg[SEG_GS].base = 0x1234;
     iret_frame(0x400000, S_UCODE64 | 3, FL_1 | FL_IF | FL_ZF | FL_IOPL | FL_VM, 0x7fff0000, S_UDATA | 3);
     EXEC_OK(IRETQ);
     assert_int_equal(rig.cpu->rip, 0x400000);
@@ -38,6 +39,8 @@ static void iret_to_user(void **state)
     assert_int_equal(rig.cpu->gpr[R_RSP], 0x7fff0000);
     assert_int_equal(soft_get_rflags(rig.cpu), FL_1 | FL_IF | FL_ZF | FL_IOPL);
     assert_true(rig.cpu->seg[SEG_DS].attr & SEG_ATTR_NULL); /* ring 0's data segments are taken away */
+    assert_true(rig.cpu->seg[SEG_GS].attr & SEG_ATTR_NULL);
+    assert_int_equal(rig.cpu->seg[SEG_GS].base, 0x1234); /* their bases are not */
     assert_false(rig.cpu->nmi_blocked);
     assert_int_equal(rig.cpu->mmu_idx, MMU_USER);
 }
@@ -317,7 +320,12 @@ static void syscall_and_sysret(void **state)
     assert_int_equal(rig.cpu->seg[SEG_CS].selector, S_UCODE64 | 3);
     assert_int_equal(rig.cpu->seg[SEG_SS].selector, S_UDATA | 3);
     assert_int_equal(soft_get_rflags(rig.cpu), FL_1 | FL_IF | FL_AC | FL_CF);
+    assert_int_equal(rig.cpu->late_db, 0);
     EXEC_FAULT(EXC_GP, 0, 0x48, 0x0f, 0x07); /* ring 3 */
+    sys_ring(0);
+    rig.cpu->gpr[R_R11] |= FL_TF;
+    EXEC_OK(0x48, 0x0f, 0x07);
+    assert_int_equal(rig.cpu->late_db, 1u << 14); /* steps at once */
 }
 
 static void sysret_to_compat(void **state)

@@ -393,5 +393,10 @@ enum soft_result sys_software_interrupt(struct soft_cpu *cpu, const struct insn 
     soft_advance(cpu, in);
     enum soft_result r = deliver(cpu, &e);
     if (r != SOFT_OK) cpu->rip = rip;
+    if (r == SOFT_OK && kind == SYS_INT_ICEBP) { /* one #DB for it and for what waits since MOV SS */
+        cpu->dr[6] |= cpu->late_db;
+        cpu->late_db = 0;
+    }
+    cpu->no_step_trap = r == SOFT_OK && !(cpu->rflags & FL_TF);
     return r;
 }

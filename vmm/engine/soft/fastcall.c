@@ -11,6 +11,13 @@ static void set_ring(struct soft_cpu *cpu, uint16_t cs, uint32_t cs_attr, uint16
     cpu->cpl = (uint8_t)cpl;
 }
 
+/* SYSCALL and SYSRET trap for single-stepping when TF is set at their end, other instructions when it was at the beginning. */
+static void step_by_new_flags(struct soft_cpu *cpu)
+{
+    cpu->no_step_trap = true;
+    if (cpu->rflags & FL_TF) cpu->late_db |= 1u << 14;
+}
+
 /* AMD only: EIP is in STAR, RFLAGS isn't saved nor masked but for IF and RF. */
 static enum soft_result syscall_legacy(struct soft_cpu *cpu, const struct insn *in)
 {
@@ -35,6 +42,7 @@ static enum soft_result do_syscall(struct soft_cpu *cpu, const struct insn *in)
     cpu->rip = code64 ? cpu->lstar : cpu->cstar;
     set_ring(cpu, cs, ATTR_CODE64, (uint16_t)(cs + 8), 0);
     soft_set_rflags(cpu, flags & ~(cpu->sfmask | FL_RF));
+    step_by_new_flags(cpu);
     soft_update_mode(cpu);
     return SOFT_OK;
 }
@@ -59,6 +67,7 @@ static enum soft_result do_sysret(struct soft_cpu *cpu, const struct insn *in)
     cpu->rip = to64 ? cpu->gpr[R_RCX] : (uint32_t)cpu->gpr[R_RCX];
     set_ring(cpu, cs, to64 ? ATTR_CODE64 : ATTR_CODE32, ss, 3);
     soft_set_rflags(cpu, flags);
+    step_by_new_flags(cpu);
     soft_update_mode(cpu);
     return SOFT_OK;
 }

@@ -21,7 +21,7 @@ enum msr_high {
 #define MTRRCAP 0x508ull /* 8 variable ranges, fixed ranges, write-combining */
 #define PHYS_MASK ((1ull << SOFT_PHYS_BITS) - 1)
 #define MISC_ENABLE_FIXED 0x1800ull        /* no BTS, no PEBS */
-#define MISC_ENABLE_WRITABLE 0x400410009ull /* fast strings, thermal, EIST, CPUID limit, XD disable: stored */
+#define MISC_ENABLE_WRITABLE 0x400c50089ull /* fast strings, thermal, EIST, MONITOR, CPUID limit, XD disable: stored only */
 #define HWCR_TSC_P0 (1ull << 24)           /* the TSC counts at the P0 frequency; Linux warns without it */
 #define DE_CFG_LFENCE 2ull                 /* LFENCE serializes */
 /* RDCL_NO IBRS_ALL SKIP_L1DFL SSB_NO MDS_NO PSCHANGE_MC_NO TAA_NO SBDR_SSDP_NO FBSDP_NO PSDP_NO BHI_NO PBRSB_NO GDS_NO RFDS_NO ITS_NO: see cpuid.c

@@ -186,31 +186,51 @@ static bool asks_for_data(const struct soft_cpu *cpu)
     return (x->kind == VCPU_EXIT_MMIO && !x->mmio.write) || (x->kind == VCPU_EXIT_IO && !x->io.write);
 }
 
+static enum soft_result debug_trap(struct soft_cpu *cpu, uint64_t dr6)
+{
+    cpu->exc = (struct soft_exception){.pending = true, .vector = EXC_DB, .is_trap_db = true, .dr6 = dr6};
+    return SOFT_FAULT;
+}
+
+/* Traps due after an instruction that has retired: at once, or when it left with an exit, at the next entry; those of MOV SS after the next
+ * instruction (SDM vol. 3 6.8.3), and it has no single-step trap. */
+static enum soft_result after_insn(struct soft_cpu *cpu, bool tf, enum soft_result r)
+{
+    uint64_t db = cpu->pending_db;
+    cpu->pending_db = 0;
+    if (tf && !cpu->no_step_trap && cpu->irq_shadow != SHADOW_MOV_SS)
+        db |= DR6_BS;
+    if (!db)
+        return r;
+    if (r == SOFT_OK && cpu->irq_shadow != SHADOW_MOV_SS)
+        return debug_trap(cpu, db);
+    cpu->late_db = db;
+    return r;
+}
+
 /* One instruction, with what must happen around it: shadow, breakpoints, single-step trap. */
 static enum soft_result step_one(struct soft_cpu *cpu)
 {
-    bool tf = cpu->rflags & FL_TF, shadow = cpu->irq_shadow;
+    bool tf = cpu->rflags & FL_TF;
+    uint8_t shadow = cpu->irq_shadow;
     uint64_t had_rf = cpu->rflags & FL_RF;
-    if (!shadow && code_breakpoint(cpu))
+    /* AMD's CPUs take instruction breakpoints even right after MOV SS. */
+    if ((shadow != SHADOW_MOV_SS || cpu->cpuid.amd) && code_breakpoint(cpu))
         return SOFT_FAULT;
+    cpu->no_step_trap = false;
     cpu->pending_db = 0;
     enum soft_result r = soft_step(cpu);
-    if (r == SOFT_FAULT || r == SOFT_RESTART)
-        return r;
-    if (r == SOFT_EXIT && asks_for_data(cpu))
+    if (r == SOFT_FAULT)
+        cpu->late_db = 0;
+    if (r == SOFT_FAULT || r == SOFT_RESTART || (r == SOFT_EXIT && asks_for_data(cpu)))
         return r;
     if (shadow)
         cpu->irq_shadow = 0;
     if (had_rf && (cpu->rflags & FL_RF))
         cpu->rflags &= ~(uint64_t)FL_RF;
-    if (tf)
-        cpu->pending_db |= DR6_BS;
-    if (cpu->pending_db && r == SOFT_OK && !cpu->irq_shadow) {
-        cpu->exc = (struct soft_exception){.pending = true, .vector = EXC_DB, .is_trap_db = true, .dr6 = cpu->pending_db};
-        cpu->pending_db = 0;
-        return SOFT_FAULT;
-    }
-    return r;
+    cpu->pending_db |= cpu->late_db;
+    cpu->late_db = 0;
+    return after_insn(cpu, tf, r);
 }
 
 /* ---- events ---- */
@@ -393,7 +413,11 @@ static bool handle_requests(struct soft_cpu *cpu, enum soft_result *r)
         cpu->exit->kind = VCPU_EXIT_KICKED;
         return true;
     }
-    take_interrupt(cpu, r);
+    /* Between the VMM's answer to a read and the instruction that takes it nothing may come: the device has seen the read. */
+    if (cpu->io.have || cpu->io.count)
+        atomic_store(&cpu->exit_request, 1);
+    else
+        take_interrupt(cpu, r);
     return false;
 }
 
@@ -401,10 +425,13 @@ static bool handle_requests(struct soft_cpu *cpu, enum soft_result *r)
 static bool turn(struct soft_cpu *cpu)
 {
     enum soft_result r = SOFT_OK;
-    if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) {
+    if (cpu->late_db && cpu->irq_shadow != SHADOW_MOV_SS) {
+        r = debug_trap(cpu, cpu->late_db);
+        cpu->late_db = 0;
+    } else if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) {
         if (handle_requests(cpu, &r))
             return true;
-    } else if (cpu->irq_waiting && cpu->if_flag) {
+    } else if (cpu->irq_waiting && cpu->if_flag && !cpu->io.have && !cpu->io.count) {
         take_interrupt(cpu, &r);
     }
     if (r == SOFT_OK && cpu->halted) {

@@ -145,6 +145,8 @@ struct jump_slot {
 };
 #define JUMP_EMPTY(slot) ((slot) == 0 ? 1ull : 0ull) /* is -RIP for no RIP whose low bits are `slot` */
 
+enum { SHADOW_STI = 1, SHADOW_MOV_SS = 2 /* delays debug traps as well */ };
+
 struct soft_exception {
     bool pending;
     uint8_t vector;
@@ -164,7 +166,7 @@ struct soft_cpu {
     uint64_t rip;        /* guest RIP (offset in CS) */
     uint64_t rflags;     /* all of RFLAGS but IF and RF as bits; use soft_get_rflags()/soft_set_rflags() */
     uint8_t if_flag;     /* RFLAGS.IF, 0 or 1 */
-    uint8_t irq_shadow;  /* STI/MOV SS shadow covers the next instruction: 1 */
+    uint8_t irq_shadow;  /* the next instruction is in the shadow of SHADOW_STI or SHADOW_MOV_SS; else 0 */
     uint8_t irq_waiting; /* an interrupt is pending but IF was 0 when it was looked at */
     uint8_t cpl;
     _Atomic uint32_t exit_request; /* non-zero: translated code leaves at the next safe point */
@@ -218,6 +220,8 @@ struct soft_cpu {
         uint32_t pio_len;
     } io;
 
+    uint64_t late_db;    /* those of an instruction that left with an exit or cast a MOV SS shadow: the trap comes later */
+    bool no_step_trap;   /* the instruction entered a handler and TF was cleared on the way: no single-step trap after it */
     uint64_t pending_db; /* DR6 bits of data breakpoints hit by the current instruction: a #DB trap is due after it */
     /* What the TLBs hold, so that a flush costs in proportion to use (tlb.c). One bit per entry; an entry is in one of the two maps. */
     struct {

@@ -22,7 +22,7 @@ unsigned sys_opcode_at(const struct insn *in)
 static enum soft_result load_sreg(struct soft_cpu *cpu, enum cpu_seg seg, uint16_t sel)
 {
     enum soft_result r = soft_load_segment(cpu, seg, sel);
-    if (r == SOFT_OK && seg == SEG_SS) cpu->irq_shadow = 1; /* the stack pointer comes with the next instruction */
+    if (r == SOFT_OK && seg == SEG_SS) cpu->irq_shadow = SHADOW_MOV_SS; /* the stack pointer comes with the next instruction */
     return r;
 }
 
@@ -94,7 +94,7 @@ static enum soft_result segment_insn(struct soft_cpu *cpu, const struct insn *in
 static enum soft_result set_if(struct soft_cpu *cpu, const struct insn *in, bool on)
 {
     if (soft_protected(cpu) && cpu->cpl > soft_iopl(cpu)) return sys_gp0(cpu);
-    if (on && !cpu->if_flag) cpu->irq_shadow = 1;
+    if (on && !cpu->if_flag) cpu->irq_shadow = SHADOW_STI;
     cpu->if_flag = on;
     return sys_done(cpu, in);
 }

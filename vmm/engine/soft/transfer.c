@@ -322,7 +322,9 @@ static void drop_inner_segments(struct soft_cpu *cpu)
         if (s->attr & SEG_ATTR_NULL) continue;
         bool conforming = (s->attr & TYPE_CODE) && (s->attr & TYPE_CONFORMING);
         unsigned dpl = (s->attr >> SEG_ATTR_DPL_SHIFT) & 3;
-        if (!conforming && dpl < cpu->cpl) segment_set_null(s, 0);
+        if (conforming || dpl >= cpu->cpl) continue;
+        s->selector = 0; /* the base stays, and in 64-bit mode counts: FS and GS */
+        s->attr = SEG_ATTR_NULL;
     }
 }
 
@@ -463,6 +465,7 @@ static enum soft_result iret_task(struct soft_cpu *cpu, const struct insn *in)
 
 static enum soft_result do_iret(struct soft_cpu *cpu, const struct insn *in, unsigned n)
 {
+    if (cpu->nmi_blocked) atomic_store_explicit(&cpu->exit_request, 1, memory_order_relaxed); /* one may be waiting */
     cpu->nmi_blocked = false; /* even if it faults (SDM vol. 3 25.3, "NMI unblocking due to IRET") */
     if (!soft_protected(cpu)) return iret_real(cpu, n);
     return cpu->rflags & FL_NT ? iret_task(cpu, in) : iret_protected(cpu, n);
