@@ -1,7 +1,7 @@
 // Endless in other ways: a fault whose handler returns to the same instruction, an unending REP, code that keeps changing itself,
 // each on a CPU of its own. Ctrl-A x must end it.
 // RUN: -c 4
-// END: Ctrl-A x
+// KEYS: \001x
 // STATUS: 0
 // OUTPUT: looping
 #include "kernel.h"

@@ -1,5 +1,5 @@
 // An endless loop with interrupts off, nothing to wait for: the runner ends it (Ctrl-A x), and the process is gone at once.
-// END: Ctrl-A x
+// KEYS: \001x
 // STATUS: 0
 // OUTPUT: looping
 #include "kernel.h"

@@ -15,15 +15,21 @@ passed=0 failed=0 known=0
 # tag FILE NAME: the text behind "// NAME:"
 tag() { sed -n "s,^// $2: *,,p" "$1" | head -n 1; }
 
-run() { # run NAME CPUS
-    kernel=$BUILD/kernels/$1.elf
+run() { # run NAME CPUS KEYS: with keys, on a terminal of its own, where they are typed after two seconds
     if [ "$RUNNER" = qemu ]; then
-        timeout "$LIMIT" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 64M -smp "$2" -nographic -nic none -no-reboot \
-            -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$kernel" -append "cpus=$2"
+        set -- "$1" "$2" "$3" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 64M -smp "$2" -nographic -nic none \
+            -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$BUILD/kernels/$1.elf" -append "cpus=$2"
     else
-        timeout "$LIMIT" "$BUILD/nacelle" run --kernel "$kernel" --engine soft --debug-exit 0xf4 --no-reboot -m 64M \
-            -c "$2" -a "cpus=$2"
+        set -- "$1" "$2" "$3" "$BUILD/nacelle" run --kernel "$BUILD/kernels/$1.elf" --engine soft --debug-exit 0xf4 \
+            --no-reboot -m 64M -c "$2" -a "cpus=$2"
     fi
+    keys=$3
+    shift 3
+    if [ -z "$keys" ]; then
+        timeout "$LIMIT" "$@" </dev/null
+        return
+    fi
+    { sleep 2; printf "$keys"; sleep 3; } | timeout 20 script -qec "$*" /dev/null
 }
 
 [ $# -gt 0 ] || set -- $(cd tests/kernels && ls -- *.c | sed 's/\.c$//')
@@ -39,11 +45,7 @@ for name in "$@"; do
         status*) want=$(echo "$note" | sed 's/status *\([0-9]*\).*/\1/') ;;
         esac
     fi
-    if [ -n "$(tag "$src" END)" ]; then # never ends by itself: Ctrl-A x must end it
-        { sleep 2; printf '\001x'; sleep 5; } | run "$name" "${cpus:-1}" >"$log" 2>&1
-    else
-        run "$name" "${cpus:-1}" >"$log" 2>&1 </dev/null
-    fi
+    run "$name" "${cpus:-1}" "$(tag "$src" KEYS)" >"$log" 2>&1
     got=$?
     needs=$(tag "$src" OUTPUT)
     [ "$want" != 1 ] || needs="all checks passed"
@@ -62,7 +64,7 @@ for name in "$@"; do
         esac
         failed=$((failed + 1))
         echo "FAIL $name: exit status $got, expected $want"
-        tail -n "${LINES_SHOWN:-25}" "$log" | sed 's/^/    /'
+        head -n "${LINES_SHOWN:-25}" "$log" | sed 's/^/    /'
     fi
 done
 [ "$known" = 0 ] || echo "$known fail under QEMU as known: there the manual decides"
