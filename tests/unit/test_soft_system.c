@@ -428,6 +428,25 @@ static void port_write(void **state)
     assert_false(rig.cpu->io.have);
 }
 
+static void port_breakpoints(void **state)
+{
+    (void)state;
+    rig.cpu->dr[1] = 0x80;
+    rig.cpu->dr[7] = 0x400 | 2u << 2 | 0x6u << 20; /* I/O, 2 bytes */
+    assert_int_equal(EXEC(0xe6, 0x81), SOFT_EXIT);
+    assert_int_equal(rig.cpu->pending_db, 0); /* CR4.DE is clear */
+    rig.cpu->cr4 |= CR4_DE;
+    assert_int_equal(EXEC(0xe6, 0x81), SOFT_EXIT);
+    assert_int_equal(rig.cpu->pending_db, 2);
+    assert_int_equal(EXEC(0xe6, 0x82), SOFT_EXIT);
+    assert_int_equal(rig.cpu->pending_db, 0);
+    assert_int_equal(EXEC(0xe4, 0x80), SOFT_EXIT); /* a read: when it is complete */
+    assert_int_equal(rig.cpu->pending_db, 0);
+    soft_port_complete(rig.cpu, &rig.exit);
+    EXEC_OK(0xe4, 0x80);
+    assert_int_equal(rig.cpu->pending_db, 2);
+}
+
 static void port_permission(void **state)
 {
     (void)state;
@@ -479,7 +498,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(cr0), T(into_long_mode), T(pae_pdptes), T(cr3), T(cr4), T(cr8), T(lmsw_smsw), T(umip), T(load_tables), T(lldt_ltr), T(lar_lsl),
         T(verr_verw), T(arpl), T(debug_registers), T(invpcid), T(cli_sti), T(pushf_popf), T(halt), T(port_read), T(port_write),
-        T(port_permission), T(cache_lines), T(not_ours),
+        T(port_permission), T(port_breakpoints), T(cache_lines), T(not_ours),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

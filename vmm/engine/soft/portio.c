@@ -26,6 +26,18 @@ static enum soft_result check_port(struct soft_cpu *cpu, uint16_t port, unsigned
     return check_bitmap(cpu, port, size);
 }
 
+/* I/O breakpoints: R/W = 2 with CR4.DE; the trap comes after the instruction (SDM vol. 3 17.2.4, 17.3.1.2). */
+static void note_breakpoints(struct soft_cpu *cpu, uint16_t port, unsigned size)
+{
+    static const uint8_t lengths[4] = {1, 2, 8, 4};
+    if (!(cpu->dr[7] & 0xff) || !(cpu->cr4 & CR4_DE)) return;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned kind = cpu->dr[7] >> (16 + 4 * i) & 3;
+        uint64_t len = lengths[cpu->dr[7] >> (18 + 4 * i) & 3], at = cpu->dr[i] & ~(len - 1);
+        if ((cpu->dr[7] >> (2 * i) & 3) && kind == 2 && port < at + len && at < (uint64_t)port + size) cpu->pending_db |= 1u << i;
+    }
+}
+
 static enum soft_result leave(struct soft_cpu *cpu, uint16_t port, unsigned size, bool write)
 {
     struct vcpu_exit *e = cpu->exit;
@@ -44,6 +56,7 @@ enum soft_result soft_port_read(struct soft_cpu *cpu, uint16_t port, unsigned si
     bool mine = cpu->io.have && !cpu->io.is_mmio && cpu->io.addr == port && cpu->io.pio_len == size;
     cpu->io.have = false; /* an answer to something else (the instruction was interrupted) is void */
     if (!mine) return leave(cpu, port, size, false);
+    note_breakpoints(cpu, port, size);
     *v = 0;
     soft_copy(v, cpu->io.pio, size);
     return SOFT_OK;
@@ -53,6 +66,7 @@ enum soft_result soft_port_write(struct soft_cpu *cpu, uint16_t port, unsigned s
 {
     enum soft_result r = check_port(cpu, port, size);
     if (r != SOFT_OK) return r;
+    note_breakpoints(cpu, port, size);
     leave(cpu, port, size, true);
     soft_copy(cpu->exit->io.data, &v, size);
     return SOFT_EXIT;

@@ -208,12 +208,23 @@ static enum soft_result after_insn(struct soft_cpu *cpu, bool tf, enum soft_resu
     return r;
 }
 
+/* Between two iterations of a REP: its traps come after the iteration, with RF set in what is pushed (SDM vol. 3 17.3.1.1). */
+static enum soft_result after_iteration(struct soft_cpu *cpu, bool step)
+{
+    uint64_t db = cpu->pending_db | (step ? DR6_BS : 0);
+    if (!db)
+        return SOFT_RESTART;
+    cpu->pending_db = 0;
+    cpu->rflags |= FL_RF;
+    return debug_trap(cpu, db);
+}
+
 /* One instruction, with what must happen around it: shadow, breakpoints, single-step trap. */
 static enum soft_result step_one(struct soft_cpu *cpu)
 {
     bool tf = cpu->rflags & FL_TF;
     uint8_t shadow = cpu->irq_shadow;
-    uint64_t had_rf = cpu->rflags & FL_RF;
+    uint64_t had_rf = cpu->rflags & FL_RF, count = cpu->gpr[R_RCX];
     /* AMD's CPUs take instruction breakpoints even right after MOV SS. */
     if ((shadow != SHADOW_MOV_SS || cpu->cpuid.amd) && code_breakpoint(cpu))
         return SOFT_FAULT;
@@ -222,7 +233,9 @@ static enum soft_result step_one(struct soft_cpu *cpu)
     enum soft_result r = soft_step(cpu);
     if (r == SOFT_FAULT)
         cpu->late_db = 0;
-    if (r == SOFT_FAULT || r == SOFT_RESTART || (r == SOFT_EXIT && asks_for_data(cpu)))
+    if (r == SOFT_RESTART)
+        return after_iteration(cpu, tf && cpu->gpr[R_RCX] != count);
+    if (r == SOFT_FAULT || (r == SOFT_EXIT && asks_for_data(cpu)))
         return r;
     if (shadow)
         cpu->irq_shadow = 0;
