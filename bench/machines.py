@@ -74,12 +74,17 @@ class Machine:
 
 
 class Rows:
-    """What nbench printed: values by row, failures, the clocks."""
+    """What nbench printed: values by row, failures, the clocks.
 
-    def __init__(self):
+    With a cpu_clock (seconds of CPU the machine has used so far) a row's value is its mean, scaled by the share of the
+    wall time that the machine had a CPU: for hosts that are busy with other things. Else it is the best repeat."""
+
+    def __init__(self, cpu_clock=None):
+        self.cpu_clock = cpu_clock
         self.values, self.finished = {}, False
         self.current, self.done = None, 0
         self.first_clock = self.last_clock = None  # (guest, host)
+        self.start = None  # (CPU seconds, wall seconds) at the start of the row
 
     def feed(self, when, text):
         words = text.split(None, 2)
@@ -89,18 +94,56 @@ class Rows:
             self.last_clock = (float(words[1]), when)
             self.first_clock = self.first_clock or self.last_clock
             self.finished |= words[0] == "END"
+            if words[0] == "CLOCK" and self.cpu_clock:
+                self.scale(self.cpu_clock(words[2]), when)
         elif words[0] == "START":
             self.current, self.done = words[1], self.done + 1
             self.values[self.current] = {"note": "did not end"}
+            if self.cpu_clock:
+                self.start = (self.cpu_clock(None), when)
         elif words[0] == "ROW":
-            value, unit, check = words[2].split()
-            self.values[words[1]] = {"value": float(value), "unit": unit, "check": check}
+            best, mean, unit, check = words[2].split()
+            self.values[words[1]] = {"value": float(best), "mean": float(mean), "unit": unit, "check": check}
         elif words[0] in ("FAIL", "SKIP"):
             self.values[words[1]] = {"note": (words[0] + " " + words[2])[:40]}
 
+    def scale(self, cpu, when):
+        row = self.values.get(self.current, {})
+        if "mean" in row and when > self.start[1]:
+            share = min((cpu - self.start[0]) / (when - self.start[1]), 1)
+            row["cpu_share"] = share
+            row["value"] = row["mean"] / share if row["unit"] == "MB/s" else row["mean"] * share
 
-def run_native(program, root, only, repeats, pin, log):
-    rows = Rows()
+
+def native_clock():
+    """CPU seconds of nbench's rows, as it prints them itself."""
+    last = [0.0]
+
+    def clock(text):
+        last[0] = float(text) if text else last[0]
+        return last[0]
+
+    return clock
+
+
+def process_clock(pid):
+    """CPU seconds of a VMM, all threads."""
+
+    def clock(_):
+        total = 0
+        for task in os.listdir(f"/proc/{pid}/task"):
+            try:
+                with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as f:
+                    total += int(f.read().split()[0])
+            except OSError:
+                pass
+        return total / 1e9
+
+    return clock
+
+
+def run_native(program, root, only, repeats, pin, cpu_time, log):
+    rows = Rows(native_clock() if cpu_time else None)
     command = [program, "--root", root, "--only", only, "--repeats", str(repeats)] + (["--pin"] if pin else [])
     machine = Machine(command, log)
     try:
@@ -112,14 +155,14 @@ def run_native(program, root, only, repeats, pin, log):
     return rows.values
 
 
-def run_guest(make_command, only, repeats, expected, log, say):
+def run_guest(make_command, only, repeats, expected, cpu_time, log, say):
     """Runs all rows in a guest; one that takes the guest along costs that row: the next guest starts behind it.
     Gives (values, [(guest seconds, host seconds)])."""
     values, clocks, first = {}, [], 0
     for attempt in range(5):
-        rows = Rows()
         append = f"console=ttyS0 quiet panic=-1 bench.only={only} bench.repeats={repeats} bench.first={first}"
         machine = Machine(make_command(append), log)
+        rows = Rows(process_clock(machine.process.pid) if cpu_time else None)
         why = ""
         try:
             while (line := machine.line(ROW_TIMEOUT if rows.first_clock else BOOT_TIMEOUT)) is not None:

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -179,9 +180,10 @@ static uint64_t calibrate(const struct bench *b)
 static void row_run(const struct options *o, const struct bench *b)
 {
     uint64_t n = b->kind == BENCH_LOOP ? calibrate(b) : b->work, check = 0;
-    double best = 0, total = 0;
+    double best = 0, total = 0, mean;
+    int done = 0;
 
-    for (int i = 0; i < o->repeats && total < REPEAT_SECONDS; i++) {
+    for (int i = 0; i < o->repeats && total < REPEAT_SECONDS; i++, done++) {
         double start = bench_now(), took;
         uint64_t value = b->kind == BENCH_EXEC ? exec_run(o, b) : b->run(n);
 
@@ -195,19 +197,28 @@ static void row_run(const struct options *o, const struct bench *b)
         check = value;
         best = i == 0 || took < best ? took : best;
     }
+    mean = total / done;
     if (b->kind != BENCH_LOOP) {
-        printf("ROW %s/%s %.6f s %016llx\n", b->group, b->name, best, (unsigned long long)check);
+        printf("ROW %s/%s %.6f %.6f s %016llx\n", b->group, b->name, best, mean, (unsigned long long)check);
     } else if (b->bytes != 0) {
-        printf("ROW %s/%s %.3f MB/s -\n", b->group, b->name, (double)n * (double)b->bytes / best / 1e6);
+        double bytes = (double)n * (double)b->bytes;
+
+        printf("ROW %s/%s %.3f %.3f MB/s -\n", b->group, b->name, bytes / best / 1e6, bytes / mean / 1e6);
     } else {
-        printf("ROW %s/%s %.3f ns -\n", b->group, b->name, best / (double)n * 1e9);
+        printf("ROW %s/%s %.3f %.3f ns -\n", b->group, b->name, best / (double)n * 1e9, mean / (double)n * 1e9);
     }
     fflush(stdout);
+}
+
+static double seconds(struct timeval t)
+{
+    return (double)t.tv_sec + (double)t.tv_usec * 1e-6;
 }
 
 /* In a process of its own, so that a row that crashes or hangs costs one row. */
 static void row(const struct options *o, const struct bench *b)
 {
+    struct rusage used;
     int status;
     pid_t pid;
 
@@ -230,7 +241,8 @@ static void row(const struct options *o, const struct bench *b)
     if (status != 0) {
         printf("FAIL %s/%s status %#x\n", b->group, b->name, (unsigned)status);
     }
-    printf("CLOCK %.6f\n", bench_now());
+    getrusage(RUSAGE_CHILDREN, &used);
+    printf("CLOCK %.6f %.6f\n", bench_now(), seconds(used.ru_utime) + seconds(used.ru_stime));
     fflush(stdout);
 }
 
