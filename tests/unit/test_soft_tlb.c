@@ -475,7 +475,7 @@ static void test_alignment(void **state)
                 enum soft_mmu_idx idx = on & 1 ? MMU_USER : MMU_KERNEL;
                 rig.cpu->rflags = FL_1 | (on & 2 ? FL_AC : 0);
                 rig.cpu->cr0 = CR0_PE | CR0_PG | (on & 4 ? CR0_AM : 0);
-                bool power = len == 2 || len == 4 || len == 8 || len == 16;
+                bool power = len == 2 || len == 4 || len == 8;
                 bool ac = on == 7 && power && off % len;
                 enum soft_result r = soft_load(rig.cpu, GVA(0x5100 + off), buf, len, idx);
                 assert_int_equal(r, ac ? SOFT_FAULT : SOFT_OK);

@@ -427,10 +427,10 @@ static enum soft_result resolve(struct soft_cpu *cpu, gva_t a, uint32_t len, enu
     return soft_tlb_lookup(cpu, GVA(next), acc, idx, &p[1].host, &p[1].gpa);
 }
 
-/* #AC, at CPL 3 only (SDM vol. 3 6.15, interrupt 17). */
+/* #AC, at CPL 3 only (SDM vol. 3 6.15, interrupt 17). Not for vectors: those that need alignment raise #GP, the others don't care. */
 static inline bool misaligned(const struct soft_cpu *cpu, uint64_t a, uint32_t len, enum soft_mmu_idx idx)
 {
-    return idx == MMU_USER && (cpu->rflags & FL_AC) && (cpu->cr0 & CR0_AM) && len <= 16 && !(len & (len - 1)) && (a & (len - 1));
+    return idx == MMU_USER && (cpu->rflags & FL_AC) && (cpu->cr0 & CR0_AM) && len <= 8 && !(len & (len - 1)) && (a & (len - 1));
 }
 
 static enum soft_result load_slow(struct soft_cpu *cpu, gva_t a, uint8_t *dst, uint32_t len, enum soft_mmu_idx idx, bool sys)
