@@ -13,7 +13,8 @@ struct slot {
     int target;               /* -1: none */
     bool rip_abs;             /* the displacement is of a RIP-relative operand at `abs` */
     uint64_t abs;
-    uint8_t insn_len; /* of the first instruction */
+    uint8_t insn_len;  /* of the first instruction */
+    uint8_t rel_extra; /* added to the target's address */
 };
 
 struct block {
@@ -195,7 +196,11 @@ static void add_pointer_move(struct block *b)
     uint8_t lea[5] = {(uint8_t)(w | n >> 3 | n >> 3 << 2), 0x8d, (uint8_t)(0x44 | (n & 7) << 3), 0x24, (uint8_t)by};
     if (n & 8)
         lea[0] = w | 4; /* lea n, [rsp + by] */
-    if (rnd_pct(b->r, 75) || n == 4)
+    /* A page further or back: what was concluded about the old page no longer holds. */
+    uint8_t far[7] = {add_imm[0], 0x81, add_imm[2], 0, (uint8_t)(rnd_pct(b->r, 80) ? 0x10 : 0x20)};
+    if (rnd_pct(b->r, 15))
+        add(b, far + !w, 7 - !w);
+    else if (rnd_pct(b->r, 75) || n == 4)
         add(b, add_imm + !w, 4 - !w);
     else
         add(b, lea + !w, 5 - !w);
@@ -284,6 +289,40 @@ static void add_indirect(struct block *b)
     }
 }
 
+/* mov byte [rip + x], v, where x is the immediate of a later (in a loop also an earlier) mov r32, imm32: code that
+ * modifies itself within the block. */
+static void add_self_modification(struct block *b)
+{
+    if (b->f->mode != MODE_64)
+        return;
+    unsigned n;
+    do
+        n = rnd_below(b->r, 8);
+    while (b->fixed >> n & 1);
+    uint8_t store[7] = {0xc6, 0x05, 0, 0, 0, 0, (uint8_t)rnd(b->r)};
+    uint8_t load[5] = {(uint8_t)(0xb8 | n), (uint8_t)rnd(b->r), (uint8_t)rnd(b->r), 0, 0};
+    bool before = rnd_pct(b->r, 30);
+    unsigned gap = rnd_below(b->r, 3);
+    if (before) {
+        add(b, load, 5);
+        for (unsigned i = 0; i < gap; i++)
+            add_generic(b);
+    }
+    struct slot *s = add(b, store, 7);
+    s->rel_at = 2;
+    s->rel_size = 4;
+    s->rel_extra = 1 + (uint8_t)rnd_below(b->r, 4);
+    s->target = before ? (int)(b->n - 2 - gap) : (int)(b->n + gap);
+    for (unsigned i = 0; !before && i < gap; i++)
+        add_generic(b);
+    if (!before)
+        add(b, load, 5);
+    /* What add_generic() makes may take two slots: the target is where the load really is. */
+    for (unsigned i = 0; i < b->n; i++)
+        if (b->slot[i].len == 5 && !memcmp(b->slot[i].bytes, load, 5))
+            s->target = (int)i;
+}
+
 /* mov ecx, n; body; dec ecx/loop back. Nothing in the body writes RCX. */
 static void add_loop(struct block *b)
 {
@@ -295,7 +334,10 @@ static void add_loop(struct block *b)
     int head = (int)b->n;
     b->fixed |= 2;
     for (unsigned i = 1 + rnd_below(b->r, 6); i > 0; i--)
-        rnd_pct(b->r, 15) ? add_call_ret(b) : rnd_pct(b->r, 10) ? add_pointer_move(b) : add_generic(b);
+        rnd_pct(b->r, 10)   ? add_call_ret(b)
+        : rnd_pct(b->r, 15) ? add_pointer_move(b)
+        : rnd_pct(b->r, 5)  ? add_self_modification(b)
+                            : add_generic(b);
     b->fixed = fixed;
     add(b, dec, 2);
     uint8_t jnz[6] = {0x0f, 0x85};
@@ -327,7 +369,7 @@ static bool assemble(struct block *b)
             v = (int32_t)(s->abs - (c->rip + c->insn_off[i] + s->insn_len));
         } else if (s->target >= 0) {
             unsigned to = (unsigned)s->target < b->n ? c->insn_off[s->target] : at;
-            v = (int32_t)to - (int32_t)next;
+            v = (int32_t)to + s->rel_extra - (int32_t)next;
             if (s->rel_size == 1 && (v > 127 || v < -128))
                 return false;
         } else {
@@ -389,8 +431,10 @@ bool gen_block(struct diff_case *c, const struct forms *f, uint64_t seed)
             add_jump(&b);
         else if (k < 96)
             add_call_ret(&b);
-        else if (k < 98)
+        else if (k < 97)
             add_indirect(&b);
+        else if (k < 98)
+            add_self_modification(&b);
         else
             add_loop(&b);
     }

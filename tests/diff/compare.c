@@ -46,7 +46,7 @@ uint16_t case_mnemonic(const struct diff_case *c, const struct forms *f, unsigne
 }
 
 /* Instructions that store the place of the last x87 instruction: not compared, its bytes differ between CPUs and, in
- * translated code, by nature. Returns how many bytes of memory may differ. */
+ * translated code, by nature; nor does XSTATE_BV. Returns how many bytes of memory may differ. */
 static unsigned fpu_pointer_bytes(const struct diff_case *c, const struct forms *f)
 {
     unsigned bytes = 0;
@@ -56,9 +56,11 @@ static unsigned fpu_pointer_bytes(const struct diff_case *c, const struct forms 
         case ZYDIS_MNEMONIC_FNSAVE:
         case ZYDIS_MNEMONIC_FXSAVE:
         case ZYDIS_MNEMONIC_FXSAVE64:
+            bytes += 20;
+            break;
         case ZYDIS_MNEMONIC_XSAVE:
         case ZYDIS_MNEMONIC_XSAVE64:
-            bytes += 20;
+            bytes += 21; /* and XSTATE_BV: x87 and SSE may always count as in use (SDM vol. 1, 13.6) */
             break;
         default:
             break;
@@ -148,6 +150,7 @@ static uint64_t cr2_mask(const struct diff_case *c, const struct forms *f)
         case ZYDIS_MNEMONIC_XSAVE64:
         case ZYDIS_MNEMONIC_XRSTOR:
         case ZYDIS_MNEMONIC_XRSTOR64:
+            return 0; /* the last byte's page may be checked first */
         case ZYDIS_MNEMONIC_FNSAVE:
         case ZYDIS_MNEMONIC_FRSTOR:
         case ZYDIS_MNEMONIC_FNSTENV:

@@ -15,6 +15,7 @@ struct options {
     unsigned seconds, mode, keep_going;
     bool blocks, singles, self_test, list, quiet;
     const char *class, *replay, *coverage, *out;
+    char *without;
 };
 
 struct finding {
@@ -97,6 +98,15 @@ static bool name_matches(const struct mnem *m, const char *class)
            !strcasecmp(class, ZydisCategoryGetString((ZydisInstructionCategory)m->category)) ||
            !strcasecmp(class, ZydisISASetGetString((ZydisISASet)m->isa_set)) ||
            !strcasecmp(class, ZydisISAExtGetString((ZydisISAExt)m->isa_ext));
+}
+
+/* --without A,B,...: mnemonics, categories or ISA sets to leave out, in blocks too. */
+static void leave_out(char *names)
+{
+    for (char *n = strtok(names, ","); n; n = strtok(NULL, ","))
+        for (uint32_t i = 0; i < fuzz.forms.mnems; i++)
+            if (name_matches(&fuzz.forms.mnem[i], n))
+                fuzz.forms.mnem[i].excluded = "left out by --without";
 }
 
 static uint32_t *candidates;
@@ -299,6 +309,7 @@ static void usage(void)
            "  --seconds S, --cases N   end after that (default: endless)\n"
            "  --blocks        only blocks; --singles: only single instructions (default: both)\n"
            "  --class NAME    only this mnemonic, category or ISA set (single instructions)\n"
+           "  --without A,B   leave these out\n"
            "  --mode 64|32    64-bit code, or 32-bit code in compatibility mode\n"
            "  --keep-going N  end after N kinds of differences (default 1)\n"
            "  --replay FILE   run a replay file\n"
@@ -314,7 +325,7 @@ static int parse(struct options *o, int argc, char **argv)
                                          {"blocks", 0, 0, 'b'},   {"singles", 0, 0, 'i'}, {"class", 1, 0, 'c'},
                                          {"list", 0, 0, 'l'},     {"replay", 1, 0, 'r'},  {"self-test", 0, 0, 'S'},
                                          {"coverage", 1, 0, 'C'}, {"mode", 1, 0, 'm'},    {"keep-going", 1, 0, 'k'},
-                                         {"out", 1, 0, 'o'},      {"quiet", 0, 0, 'q'},   {"help", 0, 0, 'h'},
+                                         {"out", 1, 0, 'o'},      {"quiet", 0, 0, 'q'},   {"without", 1, 0, 'w'},   {"help", 0, 0, 'h'},
                                          {0, 0, 0, 0}};
     *o = (struct options){.seed = 1, .mode = MODE_64, .keep_going = 1, .blocks = true, .singles = true, .out = "."};
     for (int k; (k = getopt_long(argc, argv, "", opts, NULL)) != -1;) {
@@ -332,6 +343,7 @@ static int parse(struct options *o, int argc, char **argv)
         case 'm': o->mode = (unsigned)atoi(optarg); break;
         case 'k': o->keep_going = (unsigned)atoi(optarg); break;
         case 'o': o->out = optarg; break;
+        case 'w': o->without = optarg; break;
         case 'q': o->quiet = true; break;
         default: usage(); return k == 'h' ? 1 : -1;
         }
@@ -351,7 +363,11 @@ int main(int argc, char **argv)
     int p = parse(&o, argc, argv);
     if (p)
         return p > 0 ? 0 : 2;
-    if (case_init() || forms_init(&fuzz.forms, o.mode) || choose_candidates(&o))
+    if (case_init() || forms_init(&fuzz.forms, o.mode))
+        return 2;
+    if (o.without)
+        leave_out(o.without);
+    if (choose_candidates(&o))
         return 2;
     fuzz.batch = batch_create();
     if (!fuzz.batch)

@@ -292,6 +292,8 @@ static const char *why_excluded(const ZydisDecodedInstruction *d)
         return "protection keys: not offered to guests";
     case ZYDIS_MNEMONIC_XSAVEOPT:
     case ZYDIS_MNEMONIC_XSAVEC:
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XSAVEC64:
         return "what it writes depends on the CPU's own tracking of modified state";
     default:
         break;
