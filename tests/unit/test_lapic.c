@@ -210,7 +210,7 @@ static void test_mode_transitions(void **state)
     assert_false(wrmsr(r, 0, MSR_BASE, b | EXTD));
     assert_false(wrmsr(r, 0, 0x808, 0)); /* no x2APIC MSRs yet */
     assert_false(wrmsr(r, 0, MSR_BASE, b | EN | 1));
-    assert_false(wrmsr(r, 0, MSR_BASE, b | EN | 1ull << 60));
+    assert_false(wrmsr(r, 0, MSR_BASE, b | EN | 1ull << 46));
     assert_true(wrmsr(r, 0, MSR_BASE, b | EN | EXTD));
     assert_int_equal(apic_read(r, 0, 0x30), 0xffffffff); /* no MMIO any more */
     assert_false(wrmsr(r, 0, MSR_BASE, b | EN));

@@ -1,6 +1,4 @@
 /* The local APIC's registers, as MMIO (xAPIC) and as MSRs (x2APIC): SDM vol. 3 10.4 and 10.12. */
-#include <cpuid.h>
-
 #include "vmm/irq/chip.h"
 
 /* Register offsets in the xAPIC page; MSR 0x800 + offset / 16 in x2APIC mode. */
@@ -264,14 +262,9 @@ static bool x2apic_write(struct lapic *l, uint32_t reg, uint64_t v, struct irq_k
 
 /* ---- IA32_APIC_BASE and IA32_TSC_DEADLINE ---- */
 
-/* The physical address width that CPUID tells the guest is the host's. */
-static uint64_t address_mask(void)
-{
-    unsigned a, b, c, d;
-    unsigned bits = 36;
-    if (__get_cpuid(0x80000008, &a, &b, &c, &d)) bits = a & 0xff;
-    return bits >= 52 ? 0xfffffffffffffull : (1ull << bits) - 1;
-}
+/* The physical address width that the engines' CPUID tells the guest (SOFT_PHYS_BITS in the soft one). */
+#define GUEST_PHYS_BITS 46
+#define ADDRESS_MASK ((1ull << GUEST_PHYS_BITS) - 1)
 
 /* SDM vol. 3 10.12.5 and figure 10-27: which mode may follow which. */
 static bool mode_change_legal(uint64_t from, uint64_t to)
@@ -286,7 +279,7 @@ static bool mode_change_legal(uint64_t from, uint64_t to)
 static bool write_base(struct lapic *l, uint64_t v, struct irq_kick *k)
 {
     const uint64_t modes = APIC_BASE_EN | APIC_BASE_EXTD;
-    if (v & ~(address_mask() & ~0xfffull) & ~(modes | APIC_BASE_BSP)) return false;
+    if (v & ~(ADDRESS_MASK & ~0xfffull) & ~(modes | APIC_BASE_BSP)) return false;
     pthread_mutex_lock(&l->lock);
     uint64_t old = atomic_load(&l->base);
     bool ok = mode_change_legal(old, v);
