@@ -15,6 +15,7 @@ enum string_kind { STR_MOVS, STR_CMPS, STR_STOS, STR_LODS, STR_SCAS, STR_INS, ST
 struct string {
     enum string_kind kind;
     unsigned size;      /* of an item */
+    unsigned shift;     /* 1 << shift == size */
     unsigned addr_size;
     uint64_t mask;      /* of offsets and the count */
     enum cpu_seg seg;   /* of the source; the destination is always in ES */
@@ -39,6 +40,7 @@ static bool describe(const struct soft_cpu *cpu, const struct insn *in, struct s
     s->size = raw.opcode & 1 ? in->op_size : 1;
     if (s->size == 8 && (s->kind == STR_INS || s->kind == STR_OUTS))
         s->size = 4;
+    s->shift = s->size == 1 ? 0 : s->size == 2 ? 1 : s->size == 4 ? 2 : 3;
     s->addr_size = in->addr_size;
     s->mask = size_mask(in->addr_size);
     s->seg = raw.seg == SEG_COUNT ? SEG_DS : (enum cpu_seg)raw.seg;
@@ -163,26 +165,43 @@ struct span {
     bool code;     /* translated code must hear about the write */
 };
 
+/* Offsets wrap at the end of the address size: how many of `n` items come before that. */
+static uint64_t wrap_span(const struct string *s, uint64_t off, uint64_t n)
+{
+    uint64_t fits = s->back ? (off >> s->shift) + 1 : (s->mask - off + 1) >> s->shift; /* not for 64-bit addresses: they don't wrap in a page */
+    return n < fits ? n : fits;
+}
+
+/* The same, and no further than the segment's limit. */
+static uint64_t limit_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, uint64_t off, enum soft_access acc, uint64_t n)
+{
+    uint64_t a;
+    n = wrap_span(s, off, n);
+    uint64_t low = s->back ? off - ((n - 1) << s->shift) : off;
+    if (n > 1 && soft_linear(cpu, seg, low, (uint32_t)(n << s->shift), acc, &a) != SOFT_OK)
+        return 1; /* the limit is somewhere in between */
+    return n;
+}
+
 /* Finds as many of `*items` from offset `reg` on as lie in one page; false when the item-by-item way is needed (which also finds the
  * exception to raise, if that is why). */
 static bool find_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, unsigned reg, enum soft_access acc,
                       uint64_t *items, struct span *p)
 {
-    uint64_t off = cpu->gpr[reg] & s->mask, a, low;
+    uint64_t off = cpu->gpr[reg] & s->mask, a;
     if (soft_linear(cpu, seg, off, s->size, acc, &a) != SOFT_OK)
         return false;
     uint64_t in_page = a & ~PAGE_MASK;
     if (in_page + s->size > PAGE_SIZE)
         return false;
-    uint64_t n = s->back ? in_page / s->size + 1 : (PAGE_SIZE - in_page) / s->size;
-    uint64_t fits = s->back ? off / s->size + 1 : (s->mask - off) / s->size + (((s->mask - off) % s->size) + 1) / s->size;
-    n = n < fits ? n : fits; /* offsets wrap in 16 and 32 bits */
+    uint64_t n = s->back ? (in_page >> s->shift) + 1 : (PAGE_SIZE - in_page) >> s->shift;
     n = n < *items ? n : *items;
+    if (n > 1 && !soft_code64(cpu))
+        n = limit_span(cpu, s, seg, off, acc, n);
+    else if (n > 1 && s->addr_size == 4)
+        n = wrap_span(s, off, n);
     if (!n)
         return false;
-    low = s->back ? off - (n - 1) * s->size : off;
-    if (n > 1 && soft_linear(cpu, seg, low, (uint32_t)(n * s->size), acc, &low) != SOFT_OK)
-        n = 1; /* the limit is somewhere in between */
     if (soft_tlb_lookup(cpu, GVA(a), acc, (enum soft_mmu_idx)cpu->mmu_idx, &p->host, &p->gpa) != SOFT_OK)
         return false;
     p->code = false;
