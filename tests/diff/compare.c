@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define FLAGS_ARITH 0x8d5u
+#define VEC_DB 1
 #define VEC_BP 3
 #define VEC_PF 14
 
@@ -254,6 +255,8 @@ void compare_results(const struct diff_case *c, const struct forms *f, const str
     for (unsigned i = 0; i < 16 && !half_done(c, f, native); i++)
         compare_u64(v, reg_name[i], native->gpr[i], engine->gpr[i]);
     uint64_t flags = ~(uint64_t)flags_not_compared(c, f, native);
+    if (native->vector == VEC_DB) /* RF of a single step within a repeated string instruction: CPUs differ */
+        flags &= ~0x10000ull;
     if ((native->rflags ^ engine->rflags) & flags)
         differ(v, "rflags", "native %06" PRIx64 " engine %06" PRIx64 " differ in %" PRIx64, native->rflags,
                engine->rflags, (native->rflags ^ engine->rflags) & flags);

@@ -42,7 +42,7 @@ uint64_t nat_xmask __attribute__((used)), nat_host_rsp __attribute__((used)), na
 uint64_t nat_fs __attribute__((used)), nat_gs __attribute__((used));
 uint32_t nat_ds __attribute__((used)), nat_es __attribute__((used));
 uint32_t nat_sel_fs __attribute__((used)), nat_sel_gs __attribute__((used));
-uint32_t nat_data_sel __attribute__((used)); /* loaded into DS and ES */
+uint32_t nat_data_sel __attribute__((used)); /* loaded into DS, ES and, for 32-bit code, FS and GS */
 volatile uint8_t nat_inside __attribute__((used)); /* the case runs; also the selector of syscall user dispatch */
 volatile uint32_t nat_ticks __attribute__((used));
 
@@ -65,6 +65,7 @@ __asm__(".text\n"
         "    mov $158, %eax\n mov $0x1001, %edi\n mov 176+nat_frame(%rip), %rsi\n syscall\n" /* ARCH_SET_GS */
         "    mov $158, %eax\n mov $0x1002, %edi\n mov 168+nat_frame(%rip), %rsi\n syscall\n"        /* ARCH_SET_FS */
         "    mov nat_data_sel(%rip), %eax\n mov %eax, %ds\n mov %eax, %es\n"
+        "    test %eax, %eax\n jz 3f\n mov %eax, %fs\n mov %eax, %gs\n3:\n"
         "    mov nat_xmask(%rip), %eax\n xor %edx, %edx\n xrstor64 nat_xsave(%rip)\n"
         "    lea nat_frame(%rip), %rdi\n"
         "    lea 128(%rdi), %rsp\n"

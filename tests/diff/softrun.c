@@ -175,7 +175,7 @@ static void load_segments(struct cpu_state *s, const struct diff_case *c)
         (struct cpu_segment){.selector = m32 ? 0x23 : 0x33, .attr = m32 ? 0xc0fb : 0xa0fb, .limit = 0xffffffff};
     s->seg[SEG_SS] = data;
     s->seg[SEG_DS] = s->seg[SEG_ES] = m32 ? data : null;
-    s->seg[SEG_FS] = s->seg[SEG_GS] = null;
+    s->seg[SEG_FS] = s->seg[SEG_GS] = m32 ? data : null;
     s->seg[SEG_FS].base = c->fs_base;
     s->seg[SEG_GS].base = c->gs_base;
 }
