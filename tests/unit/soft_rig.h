@@ -15,13 +15,13 @@
 
 #include "vmm/engine/soft/soft.h"
 
-#define RIG_RAM (4u << 20)         /* slot 0 at 0 */
-#define RIG_ROM_BASE 0x800000ull   /* slot 1: 64 KiB, read-only */
+#define RIG_RAM (4u << 20)       /* slot 0 at 0 */
+#define RIG_ROM_BASE 0x800000ull /* slot 1: 64 KiB, read-only */
 #define RIG_ROM_SIZE 0x10000u
 #define RIG_HIGH_BASE 0x100000000ull /* slot 2: 1 MiB */
 #define RIG_HIGH_SIZE (1u << 20)
-#define RIG_MMIO 0x900000ull       /* nothing is there */
-#define RIG_TABLES 0x100000ull     /* page tables grow from here: PML4 (or PDPT/PD) first */
+#define RIG_MMIO 0x900000ull   /* nothing is there */
+#define RIG_TABLES 0x100000ull /* page tables grow from here: PML4 (or PDPT/PD) first */
 
 struct rig {
     struct soft_cpu *cpu;
@@ -48,8 +48,7 @@ __attribute__((weak)) bool soft_page_has_code(struct soft_cpu *cpu, gpa_t page)
     (void)cpu;
     assert_int_equal(page.v & ~PAGE_MASK, 0);
     for (unsigned i = 0; i < 4; i++)
-        if (rig.code_page[i] == page.v)
-            return true;
+        if (rig.code_page[i] == page.v) return true;
     return false;
 }
 __attribute__((weak)) void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len)
@@ -75,7 +74,8 @@ static inline void rig_slot(unsigned i, uint64_t base, uint64_t size, bool reado
     rig.host[i] = aligned_alloc(PAGE_SIZE, size);
     assert_non_null(rig.host[i]);
     memset(rig.host[i], 0, size);
-    rig.memory.slot[i] = (struct memory_slot){.base = GPA(base), .size = size, .host = rig.host[i], .readonly = readonly};
+    rig.memory.slot[i] =
+        (struct memory_slot){.base = GPA(base), .size = size, .host = rig.host[i], .readonly = readonly};
     rig.memory.slots = i + 1;
     rig.memory.ram_size += size;
 }
@@ -83,7 +83,8 @@ static inline void rig_slot(unsigned i, uint64_t base, uint64_t size, bool reado
 static inline void rig_flat_segments(uint32_t attr_extra)
 {
     for (unsigned i = 0; i < SEG_COUNT; i++)
-        rig.cpu->seg[i] = (struct cpu_segment){.selector = 8, .limit = 0xffffffff, .attr = 0x93 | SEG_ATTR_G | attr_extra};
+        rig.cpu->seg[i] =
+            (struct cpu_segment){.selector = 8, .limit = 0xffffffff, .attr = 0x93 | SEG_ATTR_G | attr_extra};
     rig.cpu->seg[SEG_CS].attr |= 0x0b;
 }
 
@@ -116,20 +117,16 @@ static inline int rig_setup(void **state)
 static inline int rig_teardown(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < 3; i++)
-        free(rig.host[i]);
+    for (unsigned i = 0; i < 3; i++) free(rig.host[i]);
     free(rig.cpu);
     return 0;
 }
 
 static inline void *rig_ram(uint64_t gpa)
 {
-    if (gpa < RIG_RAM)
-        return rig.host[0] + gpa;
-    if (gpa - RIG_ROM_BASE < RIG_ROM_SIZE)
-        return rig.host[1] + (gpa - RIG_ROM_BASE);
-    if (gpa - RIG_HIGH_BASE < RIG_HIGH_SIZE)
-        return rig.host[2] + (gpa - RIG_HIGH_BASE);
+    if (gpa < RIG_RAM) return rig.host[0] + gpa;
+    if (gpa - RIG_ROM_BASE < RIG_ROM_SIZE) return rig.host[1] + (gpa - RIG_ROM_BASE);
+    if (gpa - RIG_HIGH_BASE < RIG_HIGH_SIZE) return rig.host[2] + (gpa - RIG_HIGH_BASE);
     return NULL;
 }
 
@@ -149,8 +146,7 @@ static inline uint64_t *rig_leaf(uint64_t gva, unsigned shift)
     uint64_t table = rig.cpu->cr3 & RP_ADDR;
     for (unsigned s = 39;; s -= 9) {
         uint64_t *e = (uint64_t *)rig_ram(table + ((gva >> s) & 511) * 8);
-        if (s == shift)
-            return e;
+        if (s == shift) return e;
         if (!(*e & RP_P)) {
             *e = rig.next_table | RP_P | RP_W | RP_U;
             rig.next_table += PAGE_SIZE;
@@ -173,12 +169,12 @@ static inline uint64_t rig_random(void)
     return s * 0x2545f4914f6cdd1dull;
 }
 
-#define assert_fault(vec, err)                                                                                                \
-    do {                                                                                                                      \
-        assert_true(rig.cpu->exc.pending);                                                                                    \
-        assert_int_equal(rig.cpu->exc.vector, (vec));                                                                         \
-        assert_int_equal(rig.cpu->exc.error, (err));                                                                          \
-        rig.cpu->exc.pending = false;                                                                                         \
+#define assert_fault(vec, err)                        \
+    do {                                              \
+        assert_true(rig.cpu->exc.pending);            \
+        assert_int_equal(rig.cpu->exc.vector, (vec)); \
+        assert_int_equal(rig.cpu->exc.error, (err));  \
+        rig.cpu->exc.pending = false;                 \
     } while (0)
 
 #endif

@@ -26,16 +26,17 @@ static enum soft_result exec_at(uint64_t rip, const uint8_t *bytes, unsigned n)
 #define EXEC(...) exec_at(0x1000, (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}))
 
 /* Asks the host CPU whether SETcc is true under these flags. */
-#define HOST_CC(n, cc)                                                                                                        \
+#define HOST_CC(n, cc) \
     case n: __asm__("push %1\n\tpopf\n\tset" cc " %0" : "=r"(v) : "r"(fl | 2) : "cc", "memory"); break;
 static bool __attribute__((noinline)) host_condition(unsigned cc, uint64_t fl)
 {
     uint8_t v = 0;
     __asm__ volatile("sub $256, %%rsp" ::: "memory"); /* past the red zone */
     switch (cc) {
-        HOST_CC(0, "o") HOST_CC(1, "no") HOST_CC(2, "b") HOST_CC(3, "ae") HOST_CC(4, "e") HOST_CC(5, "ne") HOST_CC(6, "be")
-        HOST_CC(7, "a") HOST_CC(8, "s") HOST_CC(9, "ns") HOST_CC(10, "p") HOST_CC(11, "np") HOST_CC(12, "l") HOST_CC(13, "ge")
-        HOST_CC(14, "le") HOST_CC(15, "g")
+        HOST_CC(0, "o")
+        HOST_CC(1, "no") HOST_CC(2, "b") HOST_CC(3, "ae") HOST_CC(4, "e") HOST_CC(5, "ne") HOST_CC(6, "be")
+            HOST_CC(7, "a") HOST_CC(8, "s") HOST_CC(9, "ns") HOST_CC(10, "p") HOST_CC(11, "np") HOST_CC(12, "l")
+                HOST_CC(13, "ge") HOST_CC(14, "le") HOST_CC(15, "g")
     }
     __asm__ volatile("add $256, %%rsp" ::: "memory");
     return v;
@@ -125,7 +126,10 @@ static void test_loops(void **state)
 }
 
 /* DAA and DAS by what they are for: after adding or subtracting two packed decimals, the decimal result and carry. */
-static uint8_t bcd(unsigned v) { return (uint8_t)(v / 10 % 10 << 4 | v % 10); }
+static uint8_t bcd(unsigned v)
+{
+    return (uint8_t)(v / 10 % 10 << 4 | v % 10);
+}
 
 static void set_after(uint8_t a, uint8_t b, bool sub)
 {
@@ -154,9 +158,15 @@ static void test_packed_decimal(void **state)
                 assert_true(rig.cpu->rflags & FL_DF);
             }
     /* Values no decimal addition leaves, from the manual's own rules. */
-    static const struct { uint8_t op, al; bool cf, af; uint8_t out; bool cf_out, af_out; } odd[] = {
-        {0x27, 0x9a, 0, 0, 0x00, 1, 1}, {0x27, 0xff, 0, 0, 0x65, 1, 1}, {0x27, 0x99, 0, 0, 0x99, 0, 0}, {0x27, 0x00, 1, 1, 0x66, 1, 1},
-        {0x2f, 0x05, 0, 1, 0xff, 1, 1}, {0x2f, 0x9a, 0, 0, 0x34, 1, 1}, {0x2f, 0x99, 0, 0, 0x99, 0, 0}, {0x2f, 0x00, 1, 0, 0xa0, 1, 0},
+    static const struct {
+        uint8_t op, al;
+        bool cf, af;
+        uint8_t out;
+        bool cf_out, af_out;
+    } odd[] = {
+        {0x27, 0x9a, 0, 0, 0x00, 1, 1}, {0x27, 0xff, 0, 0, 0x65, 1, 1}, {0x27, 0x99, 0, 0, 0x99, 0, 0},
+        {0x27, 0x00, 1, 1, 0x66, 1, 1}, {0x2f, 0x05, 0, 1, 0xff, 1, 1}, {0x2f, 0x9a, 0, 0, 0x34, 1, 1},
+        {0x2f, 0x99, 0, 0, 0x99, 0, 0}, {0x2f, 0x00, 1, 0, 0xa0, 1, 0},
     };
     for (unsigned i = 0; i < sizeof(odd) / sizeof(*odd); i++) {
         rig.cpu->gpr[R_RAX] = odd[i].al;
@@ -274,8 +284,8 @@ static void test_xlat_bound_lea(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_conditions), T(test_jump_targets), T(test_loops), T(test_packed_decimal), T(test_unpacked_decimal), T(test_moffs),
-        T(test_xlat_bound_lea),
+        T(test_conditions),       T(test_jump_targets), T(test_loops),          T(test_packed_decimal),
+        T(test_unpacked_decimal), T(test_moffs),        T(test_xlat_bound_lea),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -23,15 +23,13 @@ struct model {
 static uint64_t model_read(uint64_t gpa, unsigned size)
 {
     uint64_t v = 0;
-    if (!guest_memory_read(&rig.memory, GPA(gpa), &v, size))
-        v = size == 8 ? ~0ull : 0xffffffffull;
+    if (!guest_memory_read(&rig.memory, GPA(gpa), &v, size)) v = size == 8 ? ~0ull : 0xffffffffull;
     return v;
 }
 
 static bool has_ps(const struct soft_cpu *c, const struct model_entry *e)
 {
-    if (e->shift == 22)
-        return (c->cr4 & CR4_PSE) && (e->value & RP_PS);
+    if (e->shift == 22) return (c->cr4 & CR4_PSE) && (e->value & RP_PS);
     return (e->shift == 21 || e->shift == 30) && (e->value & RP_PS);
 }
 
@@ -40,19 +38,13 @@ static uint64_t reserved(const struct soft_cpu *c, const struct model_entry *e)
 {
     bool ps = has_ps(c, e);
     uint64_t r = 0;
-    if (!(c->cr4 & CR4_PAE))
-        return ps ? 0x3fe000 : 0;
-    for (unsigned b = SOFT_PHYS_BITS; b < 52; b++)
-        r |= 1ull << b;
+    if (!(c->cr4 & CR4_PAE)) return ps ? 0x3fe000 : 0;
+    for (unsigned b = SOFT_PHYS_BITS; b < 52; b++) r |= 1ull << b;
     if (!(c->efer & EFER_LMA))
-        for (unsigned b = 52; b < 63; b++)
-            r |= 1ull << b;
-    if (!(c->efer & EFER_NXE))
-        r |= RP_NX;
-    if (e->shift == 39)
-        r |= RP_PS;
-    for (unsigned b = 13; ps && b < e->shift; b++)
-        r |= 1ull << b;
+        for (unsigned b = 52; b < 63; b++) r |= 1ull << b;
+    if (!(c->efer & EFER_NXE)) r |= RP_NX;
+    if (e->shift == 39) r |= RP_PS;
+    for (unsigned b = 13; ps && b < e->shift; b++) r |= 1ull << b;
     return r;
 }
 
@@ -89,8 +81,7 @@ static struct model model_walk(const struct soft_cpu *c, uint64_t a, enum soft_a
     unsigned levels = lm ? 4 : 2, bits = pae ? 9 : 10, width = pae ? 8 : 4;
     uint64_t table = lm ? c->cr3 & 0x3ffffffff000 : c->cr3 & 0xfffff000;
     uint32_t ctx = (acc == ACC_WRITE ? PF_W : 0) | (idx == MMU_USER ? PF_U : 0);
-    if (acc == ACC_EXEC && ((c->cr4 & CR4_SMEP) || (pae && (c->efer & EFER_NXE))))
-        ctx |= PF_I;
+    if (acc == ACC_EXEC && ((c->cr4 & CR4_SMEP) || (pae && (c->efer & EFER_NXE)))) ctx |= PF_I;
     m.fault = true;
     m.code = ctx;
     if (!lm && pae) {
@@ -214,7 +205,10 @@ static void put(enum paging p, void *where, uint64_t v)
         *(uint64_t *)where = v;
 }
 
-static const struct { enum paging p; unsigned depth; } shapes[] = {
+static const struct {
+    enum paging p;
+    unsigned depth;
+} shapes[] = {
     {P_LONG, 4}, {P_LONG, 3}, {P_LONG, 2}, {P_PAE, 2}, {P_PAE, 1}, {P_OLD, 2}, {P_OLD, 1},
 };
 
@@ -243,7 +237,8 @@ static void test_permissions(void **state)
                         unsigned rights = is_leaf ? leaf : i == (sh + combo) % (depth > 1 ? depth - 1 : 1) ? upper : 3;
                         uint64_t v = RP_P | (rights & 1 ? RP_W : 0) | (rights & 2 ? RP_U : 0) |
                                      (rights & 4 && p != P_OLD ? RP_NX : 0);
-                        v |= is_leaf ? (shift > 12 ? RP_PS : 0) | (ctl & 16 ? RP_D : 0) : RIG_TABLES + (i + 1) * PAGE_SIZE;
+                        v |= is_leaf ? (shift > 12 ? RP_PS : 0) | (ctl & 16 ? RP_D : 0)
+                                     : RIG_TABLES + (i + 1) * PAGE_SIZE;
                         put(p, where[i], v);
                     }
                     check_walk(a, (enum soft_access)acc, (enum soft_mmu_idx)idx);
@@ -272,7 +267,8 @@ static void test_each_bit(void **state)
                 for (unsigned bit = 0; bit < (p == P_OLD ? 32 : 64); bit++)
                     for (unsigned acc = 0; acc < 3; acc++) {
                         for (unsigned i = 0; i < depth; i++) {
-                            uint64_t v = RP_P | RP_W | RP_U | (i == depth - 1 ? (shift > 12 ? RP_PS : 0) : RIG_TABLES + (i + 1) * PAGE_SIZE);
+                            uint64_t v = RP_P | RP_W | RP_U |
+                                         (i == depth - 1 ? (shift > 12 ? RP_PS : 0) : RIG_TABLES + (i + 1) * PAGE_SIZE);
                             put(p, where[i], i == level ? v ^ 1ull << bit : v);
                         }
                         check_walk(a, (enum soft_access)acc, MMU_USER);
@@ -292,8 +288,9 @@ static void test_noise(void **state)
         c->cr4 |= rig_random() & (CR4_SMEP | CR4_SMAP | CR4_PGE | CR4_PSE);
         c->cr0 = CR0_PE | CR0_PG | (rig_random() & CR0_WP);
         if (p != P_OLD) c->efer |= rig_random() & EFER_NXE;
-        static const uint64_t places[] = {RIG_TABLES, RIG_TABLES + 0x1000, RIG_TABLES + 0x2000, RIG_HIGH_BASE, RIG_ROM_BASE,
-                                          RIG_MMIO, RIG_RAM - 0x1000, 0x3ffffffff000, 0xfffff000};
+        static const uint64_t places[] = {RIG_TABLES,       RIG_TABLES + 0x1000, RIG_TABLES + 0x2000,
+                                          RIG_HIGH_BASE,    RIG_ROM_BASE,        RIG_MMIO,
+                                          RIG_RAM - 0x1000, 0x3ffffffff000,      0xfffff000};
         for (unsigned t = 0; t < 3; t++)
             for (unsigned k = 0; k < 4; k++) {
                 uint64_t v = places[rig_random() % 9] | (rig_random() & 0xfff) | RP_P;
@@ -304,7 +301,8 @@ static void test_noise(void **state)
             }
         c->cr3 = places[rig_random() % 9] | (rig_random() & 0x18);
         for (unsigned i = 0; i < 4; i++) c->pdpte[i] = places[rig_random() % 9] | (rig_random() & 1);
-        uint64_t a = (rig_random() & 3) << 39 | (rig_random() & 3) << 30 | (rig_random() & 3) << 21 | (rig_random() & 0x3fff);
+        uint64_t a =
+            (rig_random() & 3) << 39 | (rig_random() & 3) << 30 | (rig_random() & 3) << 21 | (rig_random() & 0x3fff);
         if (p != P_LONG) a = (uint32_t)a;
         check_walk(a, (enum soft_access)(rig_random() % 3), (enum soft_mmu_idx)(rig_random() % 3));
     }
@@ -384,10 +382,13 @@ static void test_remembered(void **state)
         soft_tlb_flush_all(rig.cpu);
         assert_int_equal(walk_gpa(0x5000), 0x7000);
         *pde = 0x300000 | RP_P | RP_W | RP_U;
-        assert_int_equal(walk_gpa(0x6000), 0x8000); /* as on a processor: no flush, no promise; but it shows that walks are short */
+        assert_int_equal(walk_gpa(0x6000),
+                         0x8000); /* as on a processor: no flush, no promise; but it shows that walks are short */
         if (flush == 0) soft_tlb_flush_all(rig.cpu);
         if (flush == 1) soft_tlb_flush_nonglobal(rig.cpu);
-        if (flush == 2) soft_tlb_flush_page(rig.cpu, GVA(0x123456000)); /* INVLPG ends them for all addresses (SDM vol. 3 4.10.4.1) */
+        if (flush == 2)
+            soft_tlb_flush_page(rig.cpu,
+                                GVA(0x123456000)); /* INVLPG ends them for all addresses (SDM vol. 3 4.10.4.1) */
         assert_int_equal(walk_gpa(0x6000), 0x9000);
         *pde = old;
         soft_tlb_flush_all(rig.cpu);

@@ -6,7 +6,8 @@ static struct xinsn insn;
 
 static unsigned code_size;
 
-#define STACK 0x20000ull /* pages 0x20 to 0x30, GPA = GVA + 0x200000; the last one for what runs over the end of 64 KiB */
+#define STACK \
+    0x20000ull /* pages 0x20 to 0x30, GPA = GVA + 0x200000; the last one for what runs over the end of 64 KiB */
 #define DATA 0x40000ull
 
 static void setup_mode(unsigned code, unsigned stack)
@@ -16,13 +17,11 @@ static void setup_mode(unsigned code, unsigned stack)
     code_size = code;
     c->seg[SEG_CS].attr = 0x9b | SEG_ATTR_G | (code == 8 ? SEG_ATTR_L : code == 4 ? SEG_ATTR_DB : 0);
     c->seg[SEG_SS].attr = 0x93 | SEG_ATTR_G | (stack == 4 ? SEG_ATTR_DB : 0);
-    for (uint64_t i = 0; i < 17; i++)
-        rig_map(STACK + i * PAGE_SIZE, STACK + 0x200000 + i * PAGE_SIZE, RP_P | RP_W);
+    for (uint64_t i = 0; i < 17; i++) rig_map(STACK + i * PAGE_SIZE, STACK + 0x200000 + i * PAGE_SIZE, RP_P | RP_W);
     rig_map(DATA, DATA + 0x200000, RP_P | RP_W);
     c->seg[SEG_SS].base = code == 8 ? 0 : STACK; /* so that a 16-bit SP reaches all of it */
     memset(rig_ram(STACK + 0x200000), 0xcc, 16 * PAGE_SIZE);
-    for (unsigned i = 0; i < 16; i++)
-        c->gpr[i] = code == 8 ? 0x1111111111111111ull * i : 0x11111111u * i;
+    for (unsigned i = 0; i < 16; i++) c->gpr[i] = code == 8 ? 0x1111111111111111ull * i : 0x11111111u * i;
 }
 
 static void set_sp(uint64_t v)
@@ -65,7 +64,9 @@ static uint64_t cut(uint64_t v, unsigned size)
     return size == 8 ? v : v & ((1ull << size * 8) - 1);
 }
 
-static const struct { unsigned code, stack; } modes[] = {{2, 2}, {2, 4}, {4, 2}, {4, 4}, {8, 8}};
+static const struct {
+    unsigned code, stack;
+} modes[] = {{2, 2}, {2, 4}, {4, 2}, {4, 4}, {8, 8}};
 #define FOR_MODES for (unsigned mi = 0; mi < 5; mi++)
 
 /* PUSH r, PUSH SP, PUSH imm, POP r, POP SP; plain and with an operand size prefix. */
@@ -73,7 +74,8 @@ static void test_push_pop(void **state)
 {
     (void)state;
     struct soft_cpu *c = rig.cpu;
-    FOR_MODES for (unsigned prefix = 0; prefix < 2; prefix++) {
+    FOR_MODES for (unsigned prefix = 0; prefix < 2; prefix++)
+    {
         unsigned code = modes[mi].code, size = prefix ? (code == 2 ? 4 : 2) : code;
         uint8_t b[4] = {0x66};
         unsigned n = prefix;
@@ -137,7 +139,8 @@ static void test_faults(void **state)
     struct soft_cpu *c = rig.cpu;
     *rig_leaf(STACK + 0x7000, 12) = 0;
     set_sp(0x8000);
-    static const uint8_t pushes[][6] = {{1, 0x53}, {2, 0x6a, 1}, {5, 0xe8, 0, 0, 0, 0}, {2, 0xff, 0xd3}, {4, 0xc8, 0, 0, 0}};
+    static const uint8_t pushes[][6] = {
+        {1, 0x53}, {2, 0x6a, 1}, {5, 0xe8, 0, 0, 0, 0}, {2, 0xff, 0xd3}, {4, 0xc8, 0, 0, 0}};
     c->gpr[R_RBX] = 0x7777;
     for (unsigned i = 0; i < 5; i++) {
         uint64_t rbp = c->gpr[R_RBP];
@@ -243,7 +246,8 @@ static void test_pusha(void **state)
 }
 
 /* ENTER as the manual's pseudo code does it, on a copy of the stack. */
-static void model_enter(unsigned size, unsigned level, unsigned frame_size, uint64_t *model_sp, uint64_t *model_bp, uint8_t *mem)
+static void model_enter(unsigned size, unsigned level, unsigned frame_size, uint64_t *model_sp, uint64_t *model_bp,
+                        uint8_t *mem)
 {
     uint64_t s = *model_sp, bp = *model_bp;
     s -= size;
@@ -267,11 +271,11 @@ static void test_enter_leave(void **state)
     (void)state;
     static uint8_t mem[16 * 4096];
     struct soft_cpu *c = rig.cpu;
-    FOR_MODES for (unsigned level = 0; level < 34; level++) for (unsigned overlap = 0; overlap < 2; overlap++) {
+    FOR_MODES for (unsigned level = 0; level < 34; level++) for (unsigned overlap = 0; overlap < 2; overlap++)
+    {
         unsigned code = modes[mi].code, size = code;
         setup_mode(code, modes[mi].stack);
-        for (unsigned i = 0; i < 16 * 4096; i += 2)
-            poke(i, rig_random(), 2);
+        for (unsigned i = 0; i < 16 * 4096; i += 2) poke(i, rig_random(), 2);
         memcpy(mem, rig_ram(STACK + 0x200000), sizeof(mem));
         if (code == 8) /* there the frame pointers are whole addresses: keep them apart from the model's offsets */
             memset(mem, 0, sizeof(mem)), memset(rig_ram(STACK + 0x200000), 0, sizeof(mem));
@@ -317,7 +321,8 @@ static void test_call_ret(void **state)
 {
     (void)state;
     struct soft_cpu *c = rig.cpu;
-    FOR_MODES {
+    FOR_MODES
+    {
         unsigned code = modes[mi].code;
         setup_mode(code, modes[mi].stack);
         set_sp(0x8000);
@@ -350,7 +355,7 @@ static void test_call_ret(void **state)
     assert_int_equal(EXEC(0xcb), SOFT_NOT_MINE);
     assert_int_equal(EXEC(0xff, 0x18), SOFT_NOT_MINE);
     assert_int_equal(EXEC(0x9a, 0, 0, 0, 0, 8, 0), SOFT_NOT_MINE);
-    assert_int_equal(EXEC(0x1e), SOFT_NOT_MINE); /* push ds */
+    assert_int_equal(EXEC(0x1e), SOFT_NOT_MINE);       /* push ds */
     assert_int_equal(EXEC(0x0f, 0xa1), SOFT_NOT_MINE); /* pop fs */
 }
 
@@ -359,8 +364,8 @@ static void test_call_ret(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_push_pop), T(test_sp_wrap), T(test_faults), T(test_memory_operands), T(test_pusha), T(test_enter_leave),
-        T(test_enter_fault), T(test_call_ret),
+        T(test_push_pop), T(test_sp_wrap),     T(test_faults),      T(test_memory_operands),
+        T(test_pusha),    T(test_enter_leave), T(test_enter_fault), T(test_call_ret),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

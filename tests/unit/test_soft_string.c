@@ -16,8 +16,7 @@ static struct {
 
 __attribute__((weak)) enum soft_result soft_port_read(struct soft_cpu *cpu, uint16_t p, unsigned size, uint32_t *v)
 {
-    if (port.refuse)
-        return soft_raise_err(cpu, EXC_GP, 0);
+    if (port.refuse) return soft_raise_err(cpu, EXC_GP, 0);
     port.port = p;
     port.size = size;
     if (!port.answered) {
@@ -34,8 +33,7 @@ __attribute__((weak)) enum soft_result soft_port_read(struct soft_cpu *cpu, uint
 
 __attribute__((weak)) enum soft_result soft_port_write(struct soft_cpu *cpu, uint16_t p, unsigned size, uint32_t v)
 {
-    if (port.refuse)
-        return soft_raise_err(cpu, EXC_GP, 0);
+    if (port.refuse) return soft_raise_err(cpu, EXC_GP, 0);
     port.port = p;
     port.size = size;
     port.written[port.writes++ % 64] = v;
@@ -68,15 +66,14 @@ static enum soft_result run(void)
         soft_io_begin(rig.cpu);
         r = soft_general_insn(rig.cpu, &insn.in);
         steps++;
-        if (r == SOFT_RESTART)
-            assert_int_equal(rig.cpu->rip, 0x1000);
+        if (r == SOFT_RESTART) assert_int_equal(rig.cpu->rip, 0x1000);
     } while (r == SOFT_RESTART && steps < 100000);
     return r;
 }
 
 /* ---- the model ---- */
 
-#define PAGES 32 /* GVA 0 to 128 KiB */
+#define PAGES 32         /* GVA 0 to 128 KiB */
 #define PHYS 0x200000ull /* backed by 16 pages from here, so some are mapped twice */
 
 struct model_page {
@@ -109,10 +106,8 @@ static bool model_check(struct model_op *m, uint64_t off, bool is_src, bool writ
     m->fault = true;
     m->error = 0;
     m->vector = EXC_GP;
-    if (m->code_size != 8 && off + m->size - 1 > limit)
-        return false;
-    if (m->code_size != 8)
-        a = (uint32_t)a;
+    if (m->code_size != 8 && off + m->size - 1 > limit) return false;
+    if (m->code_size != 8) a = (uint32_t)a;
     for (unsigned i = 0; i < m->size; i++) {
         uint64_t p = (a + i) >> 12;
         bool there = p < PAGES && page[p].phys >= 0;
@@ -135,15 +130,13 @@ static uint8_t *model_byte(uint64_t a)
 static uint64_t model_get(const struct model_op *m, uint64_t off, bool is_src)
 {
     uint64_t v = 0, a = off + (is_src ? m->src_base : 0);
-    for (unsigned i = 0; i < m->size; i++)
-        v |= (uint64_t)*model_byte(a + i) << (8 * i);
+    for (unsigned i = 0; i < m->size; i++) v |= (uint64_t)*model_byte(a + i) << (8 * i);
     return v;
 }
 
 static void model_put(const struct model_op *m, uint64_t off, uint64_t v)
 {
-    for (unsigned i = 0; i < m->size; i++)
-        *model_byte(off + i) = (uint8_t)(v >> (8 * i));
+    for (unsigned i = 0; i < m->size; i++) *model_byte(off + i) = (uint8_t)(v >> (8 * i));
 }
 
 static void model_compare(struct model_op *m, uint64_t a, uint64_t b)
@@ -153,8 +146,7 @@ static void model_compare(struct model_op *m, uint64_t a, uint64_t b)
     b = trunc_to(b, m->size);
     uint64_t d = trunc_to(a - b, m->size);
     unsigned ones = 0;
-    for (unsigned i = 0; i < 8; i++)
-        ones += d >> i & 1;
+    for (unsigned i = 0; i < 8; i++) ones += d >> i & 1;
     m->flags = (a < b ? FL_CF : 0) | (ones % 2 ? 0 : FL_PF) | ((a & 15) < (b & 15) ? FL_AF : 0) | (d ? 0 : FL_ZF) |
                (d >> top & 1 ? FL_SF : 0) | (((a ^ b) & (a ^ d)) >> top & 1 ? FL_OF : 0);
 }
@@ -177,7 +169,8 @@ static bool model_item(struct model_op *m)
         break;
     case 0xac:
         if (!model_check(m, src, true, false)) return false;
-        m->rax = m->size >= 4 ? model_get(m, src, true) : (m->rax & ~trunc_to(~0ull, m->size)) | model_get(m, src, true);
+        m->rax =
+            m->size >= 4 ? model_get(m, src, true) : (m->rax & ~trunc_to(~0ull, m->size)) | model_get(m, src, true);
         break;
     default:
         if (!model_check(m, dst, false, false)) return false;
@@ -229,7 +222,8 @@ static void random_memory(void)
 
 static uint64_t random_offset(unsigned asize)
 {
-    uint64_t v = rig_random() % (asize == 2 ? 16 : PAGES) * PAGE_SIZE + (rig_random() % 2 ? rig_random() % 4096 : ((rig_random() % 40 - 20) & 4095));
+    uint64_t v = rig_random() % (asize == 2 ? 16 : PAGES) * PAGE_SIZE +
+                 (rig_random() % 2 ? rig_random() % 4096 : ((rig_random() % 40 - 20) & 4095));
     return v;
 }
 
@@ -325,8 +319,7 @@ static void plain_memory(void)
 {
     soft_decode_init();
     set_mode(8);
-    for (uint64_t i = 0; i < 16; i++)
-        rig_map(0x10000 + i * PAGE_SIZE, PHYS + i * PAGE_SIZE, RP_P | RP_W | RP_U);
+    for (uint64_t i = 0; i < 16; i++) rig_map(0x10000 + i * PAGE_SIZE, PHYS + i * PAGE_SIZE, RP_P | RP_W | RP_U);
 }
 
 /* A big copy leaves in between only when asked to, and goes on where it was. */
@@ -334,8 +327,7 @@ static void test_interrupted(void **state)
 {
     (void)state;
     plain_memory();
-    for (unsigned i = 0; i < 0x6000; i++)
-        ((uint8_t *)rig_ram(PHYS))[i] = (uint8_t)rig_random();
+    for (unsigned i = 0; i < 0x6000; i++) ((uint8_t *)rig_ram(PHYS))[i] = (uint8_t)rig_random();
     decode((const uint8_t[]){0xf3, 0xa4}, 2, 8);
     rig.cpu->gpr[R_RSI] = 0x10010;
     rig.cpu->gpr[R_RDI] = 0x18020;
@@ -521,8 +513,8 @@ static void test_not_mine(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_random), T(test_interrupted), T(test_code), T(test_mmio), T(test_ins), T(test_outs), T(test_breakpoint),
-        T(test_alignment), T(test_not_mine),
+        T(test_random), T(test_interrupted), T(test_code),      T(test_mmio),     T(test_ins),
+        T(test_outs),   T(test_breakpoint),  T(test_alignment), T(test_not_mine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

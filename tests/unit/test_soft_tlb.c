@@ -260,7 +260,8 @@ static void test_flush_random(void **state)
     }
     for (unsigned round = 0; round < 300; round++) {
         for (unsigned n = rig_random() % 2000; n; n--)
-            look(0x10000000 + (rig_random() & 4095) * PAGE_SIZE, rig_random() & 1 ? ACC_READ : ACC_WRITE, (enum soft_mmu_idx)(rig_random() % 3));
+            look(0x10000000 + (rig_random() & 4095) * PAGE_SIZE, rig_random() & 1 ? ACC_READ : ACC_WRITE,
+                 (enum soft_mmu_idx)(rig_random() % 3));
         unsigned what = rig_random() % 3;
         uint64_t page = 0x10000000 + (rig_random() & 4095) * PAGE_SIZE;
         if (what == 0) soft_tlb_flush_all(rig.cpu);
@@ -307,7 +308,8 @@ static void test_sizes(void **state)
         assert_memory_equal(got, src, len);
         for (uint32_t i = 0; i < len; i++) {
             uint64_t va = 0x10000 + off + i, pa = 0x20000 - (va - 0x10000) / 0x1000 * 0x2000 + (va & 0xfff);
-            if (rig.host[0][pa] != src[i]) fail_msg("byte %u of %u at +%#lx went elsewhere", i, len, (unsigned long)off);
+            if (rig.host[0][pa] != src[i])
+                fail_msg("byte %u of %u at +%#lx went elsewhere", i, len, (unsigned long)off);
         }
         if (len < 4096) assert_int_equal(got[len], 0xee);
     }
@@ -417,7 +419,8 @@ static void test_mmio_pieces(void **state)
     }
     soft_io_begin(rig.cpu);
     assert_int_equal(soft_load(rig.cpu, GVA(0x5ffd), got, 24, MMU_KERNEL), SOFT_OK);
-    static const uint8_t want[24] = {'a', 'b', 'c', 0, 1, 2, 3, 4, 5, 6, 7, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x20, 0x21, 0x22, 0x23, 0x30};
+    static const uint8_t want[24] = {'a',  'b',  'c',  0,    1,    2,    3,    4,    5,    6,    7,    0x10,
+                                     0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x20, 0x21, 0x22, 0x23, 0x30};
     assert_memory_equal(got, want, 24);
 }
 
@@ -498,10 +501,14 @@ static void test_data_breakpoints(void **state)
     rig.cpu->dr[2] = 0x5020;
     rig.cpu->dr[3] = 0x6000;
     rig.cpu->dr[7] = 1 | 2 << 4 | 1 << 6 | 0xdull << 16 | 0xbull << 24;
-    static const struct { uint64_t a; uint32_t len; uint64_t read, write; } t[] = {
-        {0x5010, 4, 0, 1}, {0x500f, 1, 0, 0}, {0x500f, 2, 0, 1}, {0x5013, 1, 0, 1}, {0x5014, 8, 0, 0}, {0x5008, 8, 0, 0},
-        {0x5020, 1, 4, 4}, {0x5027, 1, 4, 4}, {0x5028, 1, 0, 0}, {0x5013, 8, 0, 1}, {0x5018, 8, 0, 0}, {0x5019, 8, 4, 4},
-        {0x6000, 4, 0, 0},
+    static const struct {
+        uint64_t a;
+        uint32_t len;
+        uint64_t read, write;
+    } t[] = {
+        {0x5010, 4, 0, 1}, {0x500f, 1, 0, 0}, {0x500f, 2, 0, 1}, {0x5013, 1, 0, 1}, {0x5014, 8, 0, 0},
+        {0x5008, 8, 0, 0}, {0x5020, 1, 4, 4}, {0x5027, 1, 4, 4}, {0x5028, 1, 0, 0}, {0x5013, 8, 0, 1},
+        {0x5018, 8, 0, 0}, {0x5019, 8, 4, 4}, {0x6000, 4, 0, 0},
     };
     for (unsigned i = 0; i < sizeof(t) / sizeof(*t); i++) {
         soft_io_begin(rig.cpu);
@@ -548,10 +555,26 @@ static void test_system_access(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_fill), T(test_not_ram), T(test_code_page), T(test_code_page_clean), T(test_flush_page), T(test_flush_large_page), T(test_flush_evicted),
+        T(test_fill),
+        T(test_not_ram),
+        T(test_code_page),
+        T(test_code_page_clean),
+        T(test_flush_page),
+        T(test_flush_large_page),
+        T(test_flush_evicted),
         T(test_flush_4m_page),
-        T(test_flush_nonglobal), T(test_global_needs_pge), T(test_flush_random), T(test_flush_large_code_page), T(test_sizes), T(test_cross_fault),
-        T(test_wrap), T(test_mmio_read), T(test_mmio_pieces), T(test_mmio_write), T(test_alignment), T(test_data_breakpoints),
+        T(test_flush_nonglobal),
+        T(test_global_needs_pge),
+        T(test_flush_random),
+        T(test_flush_large_code_page),
+        T(test_sizes),
+        T(test_cross_fault),
+        T(test_wrap),
+        T(test_mmio_read),
+        T(test_mmio_pieces),
+        T(test_mmio_write),
+        T(test_alignment),
+        T(test_data_breakpoints),
         T(test_system_access),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

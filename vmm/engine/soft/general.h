@@ -6,10 +6,10 @@
 
 /* What struct insn doesn't keep apart: MOVSD the string move from MOVSD the SSE move, near RET from far RET. */
 struct raw_insn {
-    uint8_t opcode;  /* first opcode byte */
-    uint8_t modrm;   /* the byte after it, if any */
-    uint8_t seg;     /* overriding segment that has an effect in this mode, or SEG_COUNT */
-    uint8_t rep;     /* last of F2 (2) and F3 (1) */
+    uint8_t opcode; /* first opcode byte */
+    uint8_t modrm;  /* the byte after it, if any */
+    uint8_t seg;    /* overriding segment that has an effect in this mode, or SEG_COUNT */
+    uint8_t rep;    /* last of F2 (2) and F3 (1) */
 };
 struct raw_insn soft_raw_insn(const struct insn *in);
 
@@ -31,7 +31,8 @@ static inline unsigned soft_stack_width(const struct soft_cpu *cpu)
 }
 
 /* Reads an explicit operand: register, immediate or memory (`size` bytes). */
-enum soft_result soft_operand_read(struct soft_cpu *cpu, const struct insn *in, const struct insn_op *o, unsigned size, uint64_t *v);
+enum soft_result soft_operand_read(struct soft_cpu *cpu, const struct insn *in, const struct insn_op *o, unsigned size,
+                                   uint64_t *v);
 
 /* stack.c. Push stores below the stack pointer and moves it only when that worked; peek reads `skip` bytes above it and moves nothing. */
 enum soft_result soft_stack_push(struct soft_cpu *cpu, uint64_t v, unsigned size);

@@ -30,7 +30,7 @@ struct walk {
     unsigned shift;  /* the leaf maps 1 << shift bytes */
     uint64_t rights; /* U and W: AND over all levels; NX is kept apart because it is ORed */
     uint64_t nx;
-    bool wide;       /* 64-bit entries */
+    bool wide;                       /* 64-bit entries */
     uint64_t upper_rights, upper_nx; /* the same without the leaf */
 };
 
@@ -56,8 +56,7 @@ static uint64_t read_entry(struct walk *w, uint64_t gpa)
 static uint64_t reserved_bits(const struct soft_cpu *cpu)
 {
     uint64_t rsvd = PHYS_RSVD;
-    if (!(cpu->efer & EFER_NXE))
-        rsvd |= PTE_NX;
+    if (!(cpu->efer & EFER_NXE)) rsvd |= PTE_NX;
     if (!(cpu->efer & EFER_LMA))
         rsvd |= 0x7ff0000000000000ull; /* PAE: bits 62:52 are reserved, 4-level: ignored (table 4-10, 4-11) */
     return rsvd;
@@ -69,20 +68,17 @@ static enum step walk_wide(const struct soft_cpu *cpu, struct walk *w, uint64_t 
     uint64_t rsvd = reserved_bits(cpu);
     for (;; shift -= 9) {
         uint64_t v = read_entry(w, table + ((a >> shift) & 0x1ff) * 8);
-        if (!(v & PTE_P))
-            return STEP_ABSENT;
+        if (!(v & PTE_P)) return STEP_ABSENT;
         bool leaf = shift == 12 || (v & PTE_PS);
         uint64_t bad = v & rsvd;
         if (leaf && shift > 12) /* bit 12 is PAT; a PML4E has no PS */
             bad |= shift == 39 ? PTE_PS : v & ((1ull << shift) - 1) & ~0x1fffull;
-        if (bad)
-            return STEP_RESERVED;
+        if (bad) return STEP_RESERVED;
         w->upper_rights = w->rights;
         w->upper_nx = w->nx;
         w->rights &= v;
         w->nx |= v;
-        if (leaf)
-            break;
+        if (leaf) break;
         table = v & PTE_ADDR;
     }
     w->shift = shift;
@@ -93,15 +89,12 @@ static enum step walk_wide(const struct soft_cpu *cpu, struct walk *w, uint64_t 
 static enum step walk_narrow(const struct soft_cpu *cpu, struct walk *w, uint64_t a)
 {
     uint64_t v = read_entry(w, (cpu->cr3 & 0xfffff000u) + ((a >> 22) & 0x3ff) * 4);
-    if (!(v & PTE_P))
-        return STEP_ABSENT;
+    if (!(v & PTE_P)) return STEP_ABSENT;
     w->rights &= v;
     w->shift = 22;
-    if ((v & PTE_PS) && (cpu->cr4 & CR4_PSE))
-        return v & 0x003fe000u ? STEP_RESERVED : STEP_OK;
+    if ((v & PTE_PS) && (cpu->cr4 & CR4_PSE)) return v & 0x003fe000u ? STEP_RESERVED : STEP_OK;
     v = read_entry(w, (v & 0xfffff000u) + ((a >> 12) & 0x3ff) * 4);
-    if (!(v & PTE_P))
-        return STEP_ABSENT;
+    if (!(v & PTE_P)) return STEP_ABSENT;
     w->rights &= v;
     w->shift = 12;
     return STEP_OK;
@@ -125,12 +118,10 @@ static inline struct soft_walk_slot *walk_slot(struct soft_cpu *cpu, uint64_t a)
 static bool walk_remembered(struct soft_cpu *cpu, struct walk *w, uint64_t a)
 {
     const struct soft_walk_slot *s = walk_slot(cpu, a);
-    if (s->tag != walk_tag(cpu, a))
-        return false;
+    if (s->tag != walk_tag(cpu, a)) return false;
     unsigned off = (unsigned)(a >> 12 & 0x1ff) * 8;
     uint64_t v = __atomic_load_n((const uint64_t *)(const void *)(s->host + off), __ATOMIC_RELAXED);
-    if (!(v & PTE_P) || (v & reserved_bits(cpu)))
-        return false;
+    if (!(v & PTE_P) || (v & reserved_bits(cpu))) return false;
     w->wide = true;
     w->refs = 1;
     w->ref[0] = (struct entry_ref){.host = NULL, .gpa = s->gpa + off, .value = v};
@@ -143,8 +134,7 @@ static bool walk_remembered(struct soft_cpu *cpu, struct walk *w, uint64_t a)
 static void remember_walk(struct soft_cpu *cpu, const struct walk *w, uint64_t a)
 {
     const struct entry_ref *leaf = &w->ref[w->refs - 1];
-    if (w->shift != 12 || !w->wide || w->refs < 2 || !leaf->host)
-        return;
+    if (w->shift != 12 || !w->wide || w->refs < 2 || !leaf->host) return;
     *walk_slot(cpu, a) = (struct soft_walk_slot){
         .tag = walk_tag(cpu, a),
         .gpa = leaf->gpa & PAGE_MASK,
@@ -162,13 +152,10 @@ static enum step walk_tables(const struct soft_cpu *cpu, struct walk *w, uint64_
     w->rights = PTE_U | PTE_W;
     w->nx = 0;
     w->wide = cpu->cr4 & CR4_PAE;
-    if (cpu->efer & EFER_LMA)
-        return walk_wide(cpu, w, cpu->cr3 & PTE_ADDR & ~PHYS_RSVD, 39, a);
-    if (!w->wide)
-        return walk_narrow(cpu, w, a);
+    if (cpu->efer & EFER_LMA) return walk_wide(cpu, w, cpu->cr3 & PTE_ADDR & ~PHYS_RSVD, 39, a);
+    if (!w->wide) return walk_narrow(cpu, w, a);
     uint64_t pdpte = cpu->pdpte[(a >> 30) & 3];
-    if (!(pdpte & PTE_P))
-        return STEP_ABSENT; /* its reserved bits were checked when CR3 was loaded */
+    if (!(pdpte & PTE_P)) return STEP_ABSENT; /* its reserved bits were checked when CR3 was loaded */
     return walk_wide(cpu, w, pdpte & PTE_ADDR & ~PHYS_RSVD, 21, a);
 }
 
@@ -178,26 +165,21 @@ static bool permitted(const struct soft_cpu *cpu, const struct walk *w, enum sof
     bool user_page = w->rights & PTE_U;
     bool nx = (w->nx & PTE_NX) && (cpu->efer & EFER_NXE);
     if (idx == MMU_USER) {
-        if (!user_page)
-            return false;
+        if (!user_page) return false;
         return acc == ACC_READ ? true : acc == ACC_WRITE ? (w->rights & PTE_W) != 0 : !nx;
     }
-    if (acc == ACC_EXEC)
-        return !nx && !(user_page && (cpu->cr4 & CR4_SMEP));
-    if (user_page && idx == MMU_KERNEL && (cpu->cr4 & CR4_SMAP))
-        return false;
+    if (acc == ACC_EXEC) return !nx && !(user_page && (cpu->cr4 & CR4_SMEP));
+    if (user_page && idx == MMU_KERNEL && (cpu->cr4 & CR4_SMAP)) return false;
     return acc == ACC_READ || (w->rights & PTE_W) || !(cpu->cr0 & CR0_WP);
 }
 
-static enum soft_result page_fault(struct soft_cpu *cpu, uint64_t a, enum soft_access acc, enum soft_mmu_idx idx, uint32_t code)
+static enum soft_result page_fault(struct soft_cpu *cpu, uint64_t a, enum soft_access acc, enum soft_mmu_idx idx,
+                                   uint32_t code)
 {
-    if (acc == ACC_WRITE)
-        code |= PF_W;
-    if (idx == MMU_USER)
-        code |= PF_U;
+    if (acc == ACC_WRITE) code |= PF_W;
+    if (idx == MMU_USER) code |= PF_U;
     /* SDM vol. 3 4.7: I is only there when something can make a fetch differ from a read. */
-    if (acc == ACC_EXEC && ((cpu->cr4 & CR4_SMEP) || ((cpu->efer & EFER_NXE) && (cpu->cr4 & CR4_PAE))))
-        code |= PF_I;
+    if (acc == ACC_EXEC && ((cpu->cr4 & CR4_SMEP) || ((cpu->efer & EFER_NXE) && (cpu->cr4 & CR4_PAE)))) code |= PF_I;
     soft_raise_err(cpu, EXC_PF, code);
     cpu->exc.cr2 = a;
     return SOFT_FAULT;
@@ -206,26 +188,23 @@ static enum soft_result page_fault(struct soft_cpu *cpu, uint64_t a, enum soft_a
 /* Sets `bits` in one entry unless they are there. False when the entry changed since it was read. */
 static bool mark_entry(struct soft_cpu *cpu, const struct walk *w, struct entry_ref *r, uint64_t bits)
 {
-    if (__builtin_expect((r->value & bits) == bits, 1))
-        return true;
+    if (__builtin_expect((r->value & bits) == bits, 1)) return true;
     unsigned size = w->wide ? 8 : 4;
     uint8_t *p = soft_ram(w->memory, r->gpa, size, true);
-    if (!p)
-        return true; /* tables in ROM or nowhere: there is nothing to set */
+    if (!p) return true; /* tables in ROM or nowhere: there is nothing to set */
     bool done;
     if (w->wide) {
         uint64_t old = r->value;
-        done = __atomic_compare_exchange_n((uint64_t *)(void *)p, &old, r->value | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+        done = __atomic_compare_exchange_n((uint64_t *)(void *)p, &old, r->value | bits, false, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_RELAXED);
     } else {
         uint32_t old = (uint32_t)r->value;
-        done = __atomic_compare_exchange_n((uint32_t *)(void *)p, &old, (uint32_t)(r->value | bits), false, __ATOMIC_SEQ_CST,
-                                           __ATOMIC_RELAXED);
+        done = __atomic_compare_exchange_n((uint32_t *)(void *)p, &old, (uint32_t)(r->value | bits), false,
+                                           __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
     }
-    if (!done)
-        return false;
+    if (!done) return false;
     r->value |= bits;
-    if (soft_page_has_code(cpu, GPA(r->gpa & PAGE_MASK)))
-        soft_code_written(cpu, GPA(r->gpa), size);
+    if (soft_page_has_code(cpu, GPA(r->gpa & PAGE_MASK))) soft_code_written(cpu, GPA(r->gpa), size);
     return true;
 }
 
@@ -234,8 +213,7 @@ static bool mark_used(struct soft_cpu *cpu, struct walk *w, bool dirty)
 {
     unsigned leaf = w->refs - 1;
     for (unsigned i = 0; i < leaf; i++)
-        if (!mark_entry(cpu, w, &w->ref[i], PTE_A))
-            return false;
+        if (!mark_entry(cpu, w, &w->ref[i], PTE_A)) return false;
     return mark_entry(cpu, w, &w->ref[leaf], dirty ? PTE_A | PTE_D : PTE_A);
 }
 
@@ -245,7 +223,8 @@ static enum soft_result walk_unpaged(gva_t a, struct mmu_result *r)
     return SOFT_OK;
 }
 
-static inline void finish_walk(const struct soft_cpu *cpu, const struct walk *w, uint64_t a, enum soft_mmu_idx idx, struct mmu_result *r)
+static inline void finish_walk(const struct soft_cpu *cpu, const struct walk *w, uint64_t a, enum soft_mmu_idx idx,
+                               struct mmu_result *r)
 {
     uint64_t leaf = w->ref[w->refs - 1].value, in_page = (1ull << w->shift) - 1;
     r->gpa = GPA((leaf & PTE_ADDR & ~in_page) | (a & in_page));
@@ -258,13 +237,12 @@ static inline void finish_walk(const struct soft_cpu *cpu, const struct walk *w,
 enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, bool probe,
                            struct mmu_result *r)
 {
-    if (!(cpu->cr0 & CR0_PG))
-        return walk_unpaged(a, r);
+    if (!(cpu->cr0 & CR0_PG)) return walk_unpaged(a, r);
     bool long_mode = cpu->efer & EFER_LMA;
-    if (long_mode && (uint64_t)((int64_t)(a.v << 16) >> 16) != a.v) /* for callers that didn't check; tags never match such an address */
+    if (long_mode && (uint64_t)((int64_t)(a.v << 16) >> 16) !=
+                         a.v) /* for callers that didn't check; tags never match such an address */
         return probe ? SOFT_FAULT : soft_raise_err(cpu, EXC_GP, 0);
-    if (!long_mode)
-        a.v = (uint32_t)a.v;
+    if (!long_mode) a.v = (uint32_t)a.v;
 
     struct walk w;
     bool dirty = acc == ACC_WRITE && !probe;
@@ -277,12 +255,10 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
         enum step s = walk_tables(cpu, &w, a.v);
         if (__builtin_expect(s != STEP_OK, 0))
             return probe ? SOFT_FAULT : page_fault(cpu, a.v, acc, idx, s == STEP_ABSENT ? 0 : PF_P | PF_RSVD);
-        if (!permitted(cpu, &w, acc, idx))
-            return probe ? SOFT_FAULT : page_fault(cpu, a.v, acc, idx, PF_P);
+        if (!permitted(cpu, &w, acc, idx)) return probe ? SOFT_FAULT : page_fault(cpu, a.v, acc, idx, PF_P);
     } while (!mark_used(cpu, &w, dirty));
     remember_walk(cpu, &w, a.v);
-    if (acc == ACC_EXEC && w.shift > PAGE_SHIFT)
-        soft_tlb_note_large(cpu, a.v, 1u << w.shift);
+    if (acc == ACC_EXEC && w.shift > PAGE_SHIFT) soft_tlb_note_large(cpu, a.v, 1u << w.shift);
     finish_walk(cpu, &w, a.v, idx, r);
     return SOFT_OK;
 }

@@ -9,8 +9,7 @@
 static inline uint8_t *soft_slot_ptr(const struct memory_slot *s, uint64_t a, uint64_t len, bool write)
 {
     uint64_t off = a - s->base.v; /* wraps to a huge number below the slot */
-    if (off >= s->size || len > s->size - off || (write && s->readonly))
-        return NULL;
+    if (off >= s->size || len > s->size - off || (write && s->readonly)) return NULL;
     return s->host + off;
 }
 
@@ -19,8 +18,7 @@ static inline uint8_t *soft_ram(const struct guest_memory *m, uint64_t a, uint64
 {
     for (unsigned i = 0; i < m->slots; i++) {
         uint8_t *p = soft_slot_ptr(&m->slot[i], a, len, write);
-        if (__builtin_expect(p != NULL, 1))
-            return p;
+        if (__builtin_expect(p != NULL, 1)) return p;
     }
     return NULL;
 }

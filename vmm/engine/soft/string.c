@@ -14,14 +14,14 @@ enum string_kind { STR_MOVS, STR_CMPS, STR_STOS, STR_LODS, STR_SCAS, STR_INS, ST
 
 struct string {
     enum string_kind kind;
-    unsigned size;      /* of an item */
-    unsigned shift;     /* 1 << shift == size */
+    unsigned size;  /* of an item */
+    unsigned shift; /* 1 << shift == size */
     unsigned addr_size;
-    uint64_t mask;      /* of offsets and the count */
-    enum cpu_seg seg;   /* of the source; the destination is always in ES */
-    uint8_t rep;        /* 0 none, 1 REP/REPE, 2 REPNE */
+    uint64_t mask;    /* of offsets and the count */
+    enum cpu_seg seg; /* of the source; the destination is always in ES */
+    uint8_t rep;      /* 0 none, 1 REP/REPE, 2 REPNE */
     bool back;
-    bool source, dest;  /* which of RSI and RDI it uses */
+    bool source, dest; /* which of RSI and RDI it uses */
 };
 
 static bool describe(const struct soft_cpu *cpu, const struct insn *in, struct string *s)
@@ -38,8 +38,7 @@ static bool describe(const struct soft_cpu *cpu, const struct insn *in, struct s
     default: return false; /* MOVSD and CMPSD are SSE instructions, too */
     }
     s->size = raw.opcode & 1 ? in->op_size : 1;
-    if (s->size == 8 && (s->kind == STR_INS || s->kind == STR_OUTS))
-        s->size = 4;
+    if (s->size == 8 && (s->kind == STR_INS || s->kind == STR_OUTS)) s->size = 4;
     s->shift = s->size == 1 ? 0 : s->size == 2 ? 1 : s->size == 4 ? 2 : 3;
     s->addr_size = in->addr_size;
     s->mask = size_mask(in->addr_size);
@@ -59,22 +58,19 @@ static void step(struct soft_cpu *cpu, const struct string *s, unsigned reg, uin
 
 static void advance(struct soft_cpu *cpu, const struct string *s, uint64_t items)
 {
-    if (s->source)
-        step(cpu, s, R_RSI, items);
-    if (s->dest)
-        step(cpu, s, R_RDI, items);
-    if (s->rep)
-        soft_gpr_write(cpu, R_RCX, (cpu->gpr[R_RCX] - items) & s->mask, s->addr_size);
+    if (s->source) step(cpu, s, R_RSI, items);
+    if (s->dest) step(cpu, s, R_RDI, items);
+    if (s->rep) soft_gpr_write(cpu, R_RCX, (cpu->gpr[R_RCX] - items) & s->mask, s->addr_size);
 }
 
 /* ---- the host's own string instructions ---- */
 
-#define SIZED(size, op)                                                                                                       \
-    switch (size) {                                                                                                           \
-    case 1: op("b"); break;                                                                                                   \
-    case 2: op("w"); break;                                                                                                   \
-    case 4: op("l"); break;                                                                                                   \
-    default: op("q"); break;                                                                                                  \
+#define SIZED(size, op)      \
+    switch (size) {          \
+    case 1: op("b"); break;  \
+    case 2: op("w"); break;  \
+    case 4: op("l"); break;  \
+    default: op("q"); break; \
     }
 
 static void host_movs(uint8_t *d, const uint8_t *s, uint64_t n, unsigned size, bool back)
@@ -115,7 +111,8 @@ static uint64_t flags_of(uint64_t ax)
 static uint64_t host_cmps(const uint8_t *s, const uint8_t *d, uint64_t n, const struct string *str, uint64_t *flags)
 {
     uint64_t left = n, ax;
-#define RUN(dir, rep, x) __asm__ volatile(dir "\n\t" rep " cmps" x LAST_FLAGS : "+D"(d), "+S"(s), "+c"(left), "=&a"(ax)::"memory", "cc")
+#define RUN(dir, rep, x) \
+    __asm__ volatile(dir "\n\t" rep " cmps" x LAST_FLAGS : "+D"(d), "+S"(s), "+c"(left), "=&a"(ax)::"memory", "cc")
 #define E_FORWARD(x) RUN("cld", "repe", x)
 #define E_BACKWARD(x) RUN("std", "repe", x)
 #define NE_FORWARD(x) RUN("cld", "repne", x)
@@ -139,7 +136,8 @@ static uint64_t host_cmps(const uint8_t *s, const uint8_t *d, uint64_t n, const 
 static uint64_t host_scas(uint64_t ax, const uint8_t *d, uint64_t n, const struct string *str, uint64_t *flags)
 {
     uint64_t left = n;
-#define RUN(dir, rep, x) __asm__ volatile(dir "\n\t" rep " scas" x LAST_FLAGS : "+D"(d), "+c"(left), "+a"(ax)::"memory", "cc")
+#define RUN(dir, rep, x) \
+    __asm__ volatile(dir "\n\t" rep " scas" x LAST_FLAGS : "+D"(d), "+c"(left), "+a"(ax)::"memory", "cc")
     if (str->rep == 2) {
         if (str->back) {
             SIZED(str->size, NE_BACKWARD)
@@ -162,18 +160,20 @@ static uint64_t host_scas(uint64_t ax, const uint8_t *d, uint64_t n, const struc
 struct span {
     uint8_t *host; /* of the first item */
     gpa_t gpa;
-    bool code;     /* translated code must hear about the write */
+    bool code; /* translated code must hear about the write */
 };
 
 /* Offsets wrap at the end of the address size: how many of `n` items come before that. */
 static uint64_t wrap_span(const struct string *s, uint64_t off, uint64_t n)
 {
-    uint64_t fits = s->back ? (off >> s->shift) + 1 : (s->mask - off + 1) >> s->shift; /* not for 64-bit addresses: they don't wrap in a page */
+    uint64_t fits = s->back ? (off >> s->shift) + 1
+                            : (s->mask - off + 1) >> s->shift; /* not for 64-bit addresses: they don't wrap in a page */
     return n < fits ? n : fits;
 }
 
 /* The same, and no further than the segment's limit. */
-static uint64_t limit_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, uint64_t off, enum soft_access acc, uint64_t n)
+static uint64_t limit_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, uint64_t off,
+                           enum soft_access acc, uint64_t n)
 {
     uint64_t a;
     n = wrap_span(s, off, n);
@@ -185,25 +185,21 @@ static uint64_t limit_span(struct soft_cpu *cpu, const struct string *s, enum cp
 
 /* Finds as many of `*items` from offset `reg` on as lie in one page; false when the item-by-item way is needed (which also finds the
  * exception to raise, if that is why). */
-static bool find_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, unsigned reg, enum soft_access acc,
-                      uint64_t *items, struct span *p)
+static bool find_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, unsigned reg,
+                      enum soft_access acc, uint64_t *items, struct span *p)
 {
     uint64_t off = cpu->gpr[reg] & s->mask, a;
-    if (soft_linear(cpu, seg, off, s->size, acc, &a) != SOFT_OK)
-        return false;
+    if (soft_linear(cpu, seg, off, s->size, acc, &a) != SOFT_OK) return false;
     uint64_t in_page = a & ~PAGE_MASK;
-    if (in_page + s->size > PAGE_SIZE)
-        return false;
+    if (in_page + s->size > PAGE_SIZE) return false;
     uint64_t n = s->back ? (in_page >> s->shift) + 1 : (PAGE_SIZE - in_page) >> s->shift;
     n = n < *items ? n : *items;
     if (n > 1 && !soft_code64(cpu))
         n = limit_span(cpu, s, seg, off, acc, n);
     else if (n > 1 && s->addr_size == 4)
         n = wrap_span(s, off, n);
-    if (!n)
-        return false;
-    if (soft_tlb_lookup(cpu, GVA(a), acc, (enum soft_mmu_idx)cpu->mmu_idx, &p->host, &p->gpa) != SOFT_OK)
-        return false;
+    if (!n) return false;
+    if (soft_tlb_lookup(cpu, GVA(a), acc, (enum soft_mmu_idx)cpu->mmu_idx, &p->host, &p->gpa) != SOFT_OK) return false;
     p->code = false;
     if (!p->host && acc == ACC_WRITE && !(cpu->dr[7] & 0xff)) {
         p->host = soft_ram(soft_memory(cpu), p->gpa.v, s->size, true);
@@ -216,8 +212,7 @@ static bool find_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg
 static void wrote(struct soft_cpu *cpu, const struct string *s, const struct span *p, uint64_t items)
 {
     uint64_t len = items * s->size;
-    if (p->code)
-        soft_code_written(cpu, GPA(s->back ? p->gpa.v - (len - s->size) : p->gpa.v), (uint32_t)len);
+    if (p->code) soft_code_written(cpu, GPA(s->back ? p->gpa.v - (len - s->size) : p->gpa.v), (uint32_t)len);
 }
 
 static void set_flags(struct soft_cpu *cpu, uint64_t flags)
@@ -230,15 +225,12 @@ static uint64_t bulk(struct soft_cpu *cpu, const struct string *s, uint64_t item
 {
     struct span src = {0}, dst = {0};
     uint64_t flags;
-    if (s->kind == STR_INS || s->kind == STR_OUTS || s->kind == STR_LODS)
-        return 0;
+    if (s->kind == STR_INS || s->kind == STR_OUTS || s->kind == STR_LODS) return 0;
     if (cpu->mmu_idx == MMU_USER && (cpu->rflags & FL_AC) && (cpu->cr0 & CR0_AM))
         return 0; /* every item's alignment counts */
-    if (s->source && !find_span(cpu, s, s->seg, R_RSI, ACC_READ, &items, &src))
-        return 0;
+    if (s->source && !find_span(cpu, s, s->seg, R_RSI, ACC_READ, &items, &src)) return 0;
     bool write = s->kind == STR_MOVS || s->kind == STR_STOS;
-    if (!find_span(cpu, s, SEG_ES, R_RDI, write ? ACC_WRITE : ACC_READ, &items, &dst))
-        return 0;
+    if (!find_span(cpu, s, SEG_ES, R_RDI, write ? ACC_WRITE : ACC_READ, &items, &dst)) return 0;
     switch (s->kind) {
     case STR_MOVS:
         host_movs(dst.host, src.host, items, s->size, s->back);
@@ -257,7 +249,8 @@ static uint64_t bulk(struct soft_cpu *cpu, const struct string *s, uint64_t item
 
 /* ---- item by item ---- */
 
-static enum soft_result load_item(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, unsigned reg, uint64_t *v)
+static enum soft_result load_item(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, unsigned reg,
+                                  uint64_t *v)
 {
     uint64_t a;
     enum soft_result r = soft_linear(cpu, seg, cpu->gpr[reg] & s->mask, s->size, ACC_READ, &a);
@@ -287,10 +280,8 @@ static enum soft_result ins_item(struct soft_cpu *cpu, const struct string *s)
     uint64_t a;
     uint32_t v;
     enum soft_result r = soft_linear(cpu, SEG_ES, cpu->gpr[R_RDI] & s->mask, s->size, ACC_WRITE, &a);
-    if (r == SOFT_OK)
-        r = soft_probe_store(cpu, GVA(a), s->size, (enum soft_mmu_idx)cpu->mmu_idx);
-    if (r == SOFT_OK)
-        r = soft_port_read(cpu, (uint16_t)cpu->gpr[R_RDX], s->size, &v);
+    if (r == SOFT_OK) r = soft_probe_store(cpu, GVA(a), s->size, (enum soft_mmu_idx)cpu->mmu_idx);
+    if (r == SOFT_OK) r = soft_port_read(cpu, (uint16_t)cpu->gpr[R_RDX], s->size, &v);
     return r == SOFT_OK ? soft_store_u64(cpu, a, v, s->size) : r;
 }
 
@@ -304,32 +295,26 @@ static enum soft_result item(struct soft_cpu *cpu, const struct string *s, bool 
     switch (s->kind) {
     case STR_MOVS:
         r = load_item(cpu, s, s->seg, R_RSI, &v);
-        if (r == SOFT_OK)
-            r = store_item(cpu, s, v);
+        if (r == SOFT_OK) r = store_item(cpu, s, v);
         break;
     case STR_STOS: r = store_item(cpu, s, cpu->gpr[R_RAX]); break;
     case STR_LODS:
         r = load_item(cpu, s, s->seg, R_RSI, &v);
-        if (r == SOFT_OK)
-            soft_gpr_write(cpu, R_RAX, v, s->size);
+        if (r == SOFT_OK) soft_gpr_write(cpu, R_RAX, v, s->size);
         break;
     case STR_CMPS:
         r = load_item(cpu, s, s->seg, R_RSI, &v);
-        if (r == SOFT_OK)
-            r = load_item(cpu, s, SEG_ES, R_RDI, &w);
-        if (r == SOFT_OK)
-            compare(cpu, v, w, s->size);
+        if (r == SOFT_OK) r = load_item(cpu, s, SEG_ES, R_RDI, &w);
+        if (r == SOFT_OK) compare(cpu, v, w, s->size);
         break;
     case STR_SCAS:
         r = load_item(cpu, s, SEG_ES, R_RDI, &w);
-        if (r == SOFT_OK)
-            compare(cpu, cpu->gpr[R_RAX], w, s->size);
+        if (r == SOFT_OK) compare(cpu, cpu->gpr[R_RAX], w, s->size);
         break;
     case STR_INS: r = ins_item(cpu, s); break;
     default:
         r = load_item(cpu, s, s->seg, R_RSI, &v);
-        if (r == SOFT_OK)
-            r = soft_port_write(cpu, (uint16_t)cpu->gpr[R_RDX], s->size, (uint32_t)v);
+        if (r == SOFT_OK) r = soft_port_write(cpu, (uint16_t)cpu->gpr[R_RDX], s->size, (uint32_t)v);
         *done = r == SOFT_EXIT;
         break;
     }
@@ -340,10 +325,8 @@ static enum soft_result item(struct soft_cpu *cpu, const struct string *s, bool 
 /* Is the instruction over after the items done so far? */
 static bool finished(const struct soft_cpu *cpu, const struct string *s)
 {
-    if (!s->rep || !(cpu->gpr[R_RCX] & s->mask))
-        return true;
-    if (s->kind != STR_CMPS && s->kind != STR_SCAS)
-        return false;
+    if (!s->rep || !(cpu->gpr[R_RCX] & s->mask)) return true;
+    if (s->kind != STR_CMPS && s->kind != STR_SCAS) return false;
     return (s->rep == 1) != !!(cpu->rflags & FL_ZF);
 }
 
@@ -357,8 +340,7 @@ static bool must_leave(struct soft_cpu *cpu)
 enum soft_result soft_string_insn(struct soft_cpu *cpu, const struct insn *in)
 {
     struct string s;
-    if (!describe(cpu, in, &s))
-        return SOFT_NOT_MINE;
+    if (!describe(cpu, in, &s)) return SOFT_NOT_MINE;
     if (s.rep && !(cpu->gpr[R_RCX] & s.mask)) {
         soft_advance(cpu, in);
         return SOFT_OK;
@@ -371,8 +353,7 @@ enum soft_result soft_string_insn(struct soft_cpu *cpu, const struct insn *in)
         if (!items) {
             bool done;
             r = item(cpu, &s, &done);
-            if (!done)
-                return r;
+            if (!done) return r;
             items = 1;
         }
         advance(cpu, &s, items);

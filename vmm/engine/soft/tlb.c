@@ -44,14 +44,11 @@ static uint64_t breakpoints(const struct soft_cpu *cpu, uint64_t a, uint64_t len
     static const uint8_t sizes[4] = {1, 2, 8, 4};
     uint64_t hit = 0, dr7 = cpu->dr[7];
     for (unsigned i = 0; i < 4; i++) {
-        if (!(dr7 >> (2 * i) & 3))
-            continue;
+        if (!(dr7 >> (2 * i) & 3)) continue;
         unsigned kind = dr7 >> (16 + 4 * i) & 3;
-        if (!(kind == 3 || (kind == 1 && write)))
-            continue;
+        if (!(kind == 3 || (kind == 1 && write))) continue;
         uint64_t size = sizes[dr7 >> (18 + 4 * i) & 3], start = cpu->dr[i] & ~(size - 1);
-        if (start - a < len || a - start < size)
-            hit |= 1ull << i;
+        if (start - a < len || a - start < size) hit |= 1ull << i;
     }
     return hit;
 }
@@ -62,8 +59,7 @@ void soft_tlb_note_large(struct soft_cpu *cpu, uint64_t a, uint32_t page_size)
 {
     unsigned h = bloom_hash(a >> SHIFT_LARGE, 10);
     cpu->track.large_4m[h / 64] |= 1ull << (h & 63);
-    if (page_size == 1u << SHIFT_HUGE)
-        cpu->track.large_1g |= 1ull << bloom_hash(a >> SHIFT_HUGE, 6);
+    if (page_size == 1u << SHIFT_HUGE) cpu->track.large_1g |= 1ull << bloom_hash(a >> SHIFT_HUGE, 6);
 }
 
 static void track(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, const struct mmu_result *r)
@@ -79,16 +75,14 @@ static void track(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, co
         *global &= ~bit;
     }
     cpu->track.used |= 1u << idx;
-    if (r->page_size > PAGE_SIZE)
-        soft_tlb_note_large(cpu, page, r->page_size);
+    if (r->page_size > PAGE_SIZE) soft_tlb_note_large(cpu, page, r->page_size);
 }
 
 /* Site slots outlive the entry that they were filled from. */
 static void note_evicted(struct soft_cpu *cpu, enum soft_mmu_idx idx, const struct tlb_entry *e, uint64_t page)
 {
     uint64_t old = e->tag_read != TLB_INVALID ? e->tag_read : e->tag_write;
-    if (old == TLB_INVALID || old == page)
-        return;
+    if (old == TLB_INVALID || old == page) return;
     unsigned h = bloom_hash(old >> PAGE_SHIFT, 10);
     cpu->track.evicted[idx][h / 64] |= 1ull << (h & 63);
 }
@@ -98,15 +92,15 @@ static struct tlb_entry *fill(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint6
     const struct guest_memory *m = soft_memory(cpu);
     uint64_t gpa = r->gpa.v & PAGE_MASK;
     uint8_t *host = soft_ram(m, gpa, PAGE_SIZE, false);
-    if (!host || (watching(cpu) && breakpoints(cpu, page, PAGE_SIZE, true)))
-        return NULL;
+    if (!host || (watching(cpu) && breakpoints(cpu, page, PAGE_SIZE, true))) return NULL;
     bool write = r->writable && soft_ram(m, gpa, PAGE_SIZE, true);
     struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
     note_evicted(cpu, idx, e, page);
     e->tag_read = r->readable ? page : TLB_INVALID;
     e->tag_write = write && !soft_page_has_code(cpu, GPA(gpa)) ? page : TLB_INVALID;
     e->delta = (uint64_t)(uintptr_t)host - page;
-    e->gpa = gpa | (r->global ? TLB_GLOBAL : 0) | (r->page_size > PAGE_SIZE ? TLB_LARGE : 0) | (write ? TLB_WRITE_OK : 0);
+    e->gpa =
+        gpa | (r->global ? TLB_GLOBAL : 0) | (r->page_size > PAGE_SIZE ? TLB_LARGE : 0) | (write ? TLB_WRITE_OK : 0);
     track(cpu, idx, page, r);
     return e;
 }
@@ -116,8 +110,8 @@ static inline bool tag_matches(const struct tlb_entry *e, enum soft_access acc, 
     return (acc == ACC_WRITE ? e->tag_write : e->tag_read) == page;
 }
 
-enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, uint8_t **host,
-                                 gpa_t *gpa)
+enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx,
+                                 uint8_t **host, gpa_t *gpa)
 {
     uint64_t page = a.v & PAGE_MASK;
     struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
@@ -139,16 +133,14 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
     }
     struct mmu_result r;
     enum soft_result res = soft_walk(cpu, a, acc, idx, false, &r);
-    if (res != SOFT_OK)
-        return res;
+    if (res != SOFT_OK) return res;
     *gpa = r.gpa;
     if (acc == ACC_EXEC) { /* no tag allows fetches; what was fetched stays found through the translations */
         *host = soft_ram(soft_memory(cpu), r.gpa.v, 1, false);
         return SOFT_OK;
     }
     e = fill(cpu, idx, page, &r);
-    if (e && tag_matches(e, acc, page))
-        *host = (uint8_t *)(uintptr_t)(a.v + e->delta);
+    if (e && tag_matches(e, acc, page)) *host = (uint8_t *)(uintptr_t)(a.v + e->delta);
     return SOFT_OK;
 }
 
@@ -167,8 +159,7 @@ static void drop_sites(struct soft_cpu *cpu)
 static void drop_mapped(struct tlb_entry *tlb, uint64_t *map)
 {
     for (unsigned w = 0; w < WORDS; w++) {
-        for (uint64_t bits = map[w]; bits; bits &= bits - 1)
-            drop(&tlb[w * 64 + (unsigned)__builtin_ctzll(bits)]);
+        for (uint64_t bits = map[w]; bits; bits &= bits - 1) drop(&tlb[w * 64 + (unsigned)__builtin_ctzll(bits)]);
         map[w] = 0;
     }
 }
@@ -176,8 +167,7 @@ static void drop_mapped(struct tlb_entry *tlb, uint64_t *map)
 static bool any(const uint64_t *map)
 {
     uint64_t all = 0;
-    for (unsigned w = 0; w < WORDS; w++)
-        all |= map[w];
+    for (unsigned w = 0; w < WORDS; w++) all |= map[w];
     return all;
 }
 
@@ -193,8 +183,7 @@ void soft_tlb_flush_all(struct soft_cpu *cpu)
 {
     drop_sites(cpu);
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
-        if (!(cpu->track.used & 1u << idx))
-            continue;
+        if (!(cpu->track.used & 1u << idx)) continue;
         drop_mapped(cpu->tlb[idx], cpu->track.local[idx]);
         drop_mapped(cpu->tlb[idx], cpu->track.global[idx]);
     }
@@ -210,11 +199,9 @@ void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
 {
     drop_sites(cpu);
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
-        if (!(cpu->track.used & 1u << idx))
-            continue;
+        if (!(cpu->track.used & 1u << idx)) continue;
         drop_mapped(cpu->tlb[idx], cpu->track.local[idx]);
-        if (!any(cpu->track.global[idx]))
-            cpu->track.used &= ~(1u << idx);
+        if (!any(cpu->track.global[idx])) cpu->track.used &= ~(1u << idx);
     }
     cpu->jump_mix++;
     cpu->track.walk_epoch++;
@@ -239,21 +226,20 @@ static bool entry_in_region(const struct tlb_entry *e, uint64_t a, unsigned shif
 static bool maybe_in_sites(const struct soft_cpu *cpu, unsigned idx, uint64_t a)
 {
     unsigned h = bloom_hash(a >> PAGE_SHIFT, 10);
-    return entry_in_region(&cpu->tlb[idx][slot_of(a)], a, PAGE_SHIFT) || (cpu->track.evicted[idx][h / 64] >> (h & 63) & 1);
+    return entry_in_region(&cpu->tlb[idx][slot_of(a)], a, PAGE_SHIFT) ||
+           (cpu->track.evicted[idx][h / 64] >> (h & 63) & 1);
 }
 
 static void drop_region(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned shift)
 {
     if (shift == PAGE_SHIFT) {
-        if (entry_in_region(&cpu->tlb[idx][slot_of(a)], a, shift))
-            drop_entry(cpu, idx, slot_of(a));
+        if (entry_in_region(&cpu->tlb[idx][slot_of(a)], a, shift)) drop_entry(cpu, idx, slot_of(a));
         return;
     }
     for (unsigned w = 0; w < WORDS; w++)
         for (uint64_t bits = cpu->track.local[idx][w] | cpu->track.global[idx][w]; bits; bits &= bits - 1) {
             unsigned i = w * 64 + (unsigned)__builtin_ctzll(bits);
-            if (entry_in_region(&cpu->tlb[idx][i], a, shift))
-                drop_entry(cpu, idx, i);
+            if (entry_in_region(&cpu->tlb[idx][i], a, shift)) drop_entry(cpu, idx, i);
         }
 }
 
@@ -261,8 +247,7 @@ static void drop_region_sites(struct soft_cpu *cpu, unsigned idx, uint64_t a, un
 {
     struct site_slot *s = cpu->site[idx][0];
     for (unsigned i = 0; i < 2 * SITE_COUNT; i++)
-        if (!((s[i].tag ^ a) >> shift))
-            s[i].tag = s[i].delta = TLB_INVALID;
+        if (!((s[i].tag ^ a) >> shift)) s[i].tag = s[i].delta = TLB_INVALID;
 }
 
 void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
@@ -273,10 +258,8 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
     else if (cpu->track.large_4m[h / 64] >> (h & 63) & 1)
         shift = SHIFT_LARGE;
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
-        if (!(cpu->track.used & 1u << idx))
-            continue;
-        if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v))
-            drop_region_sites(cpu, idx, a.v, shift);
+        if (!(cpu->track.used & 1u << idx)) continue;
+        if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v)) drop_region_sites(cpu, idx, a.v, shift);
         drop_region(cpu, idx, a.v, shift);
     }
     cpu->jump_mix++;
@@ -289,17 +272,16 @@ void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page)
     uint64_t gpa = page.v & PAGE_MASK;
     uint64_t host = (uint64_t)(uintptr_t)soft_ram(soft_memory(cpu), gpa, PAGE_SIZE, false);
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
-        if (!host || !(cpu->track.used & 1u << idx))
-            continue;
+        if (!host || !(cpu->track.used & 1u << idx)) continue;
         for (unsigned w = 0; w < WORDS; w++)
             for (uint64_t bits = cpu->track.local[idx][w] | cpu->track.global[idx][w]; bits; bits &= bits - 1) {
                 struct tlb_entry *e = &cpu->tlb[idx][w * 64 + (unsigned)__builtin_ctzll(bits)];
-                if ((e->gpa & PAGE_MASK) == gpa)
-                    e->tag_write = TLB_INVALID;
+                if ((e->gpa & PAGE_MASK) == gpa) e->tag_write = TLB_INVALID;
             }
         struct site_slot *s = cpu->site[idx][1]; /* slots know no GPA, but where they lead */
         for (unsigned i = 0; i < SITE_COUNT; i++)
-            if (s[i].delta + (i < SITE_COUNT / 2 ? s[i].tag : 0) == host) /* the upper half holds host pages: translate_mem.c */
+            if (s[i].delta + (i < SITE_COUNT / 2 ? s[i].tag : 0) ==
+                host) /* the upper half holds host pages: translate_mem.c */
                 s[i].tag = s[i].delta = TLB_INVALID;
     }
 }
@@ -314,9 +296,9 @@ struct piece {
 };
 
 /* One host access each, so that other vCPUs see aligned ones whole. */
-#define PACKED_TYPE(bits)                                                                                                     \
-    struct packed##bits {                                                                                                     \
-        uint##bits##_t v;                                                                                                     \
+#define PACKED_TYPE(bits) \
+    struct packed##bits { \
+        uint##bits##_t v; \
     } __attribute__((packed, may_alias))
 PACKED_TYPE(16);
 PACKED_TYPE(32);
@@ -342,8 +324,7 @@ static inline void move(void *dst, const void *src, uint32_t len)
         d += 2;
         s += 2;
     }
-    if (len & 1)
-        *(volatile uint8_t *)d = *(const volatile uint8_t *)s;
+    if (len & 1) *(volatile uint8_t *)d = *(const volatile uint8_t *)s;
 }
 
 /* Devices see naturally sized accesses only. */
@@ -357,8 +338,7 @@ static enum soft_result mmio_read(struct soft_cpu *cpu, uint64_t a, uint8_t *dst
     while (len) {
         uint8_t n = mmio_size(len);
         if (cpu->io.next >= SOFT_IO_PIECES) {
-            for (unsigned i = 0; i < n; i++)
-                dst[i] = 0xff;
+            for (unsigned i = 0; i < n; i++) dst[i] = 0xff;
         } else if (cpu->io.next < cpu->io.count && cpu->io.replay[cpu->io.next].addr == a &&
                    cpu->io.replay[cpu->io.next].len == n) {
             move(dst, cpu->io.replay[cpu->io.next++].data, n);
@@ -389,8 +369,7 @@ static void mmio_write(struct soft_cpu *cpu, uint64_t a, const uint8_t *src, uin
 static enum soft_result read_piece(struct soft_cpu *cpu, const struct piece *p, uint8_t *dst)
 {
     const uint8_t *host = p->host ? p->host : soft_ram(soft_memory(cpu), p->gpa.v, p->len, false);
-    if (!host)
-        return mmio_read(cpu, p->gpa.v, dst, p->len);
+    if (!host) return mmio_read(cpu, p->gpa.v, dst, p->len);
     move(dst, host, p->len);
     return SOFT_OK;
 }
@@ -407,60 +386,53 @@ static void write_piece(struct soft_cpu *cpu, const struct piece *p, const uint8
         return;
     }
     move(host, src, p->len);
-    if (soft_page_has_code(cpu, GPA(p->gpa.v & PAGE_MASK)))
-        soft_code_written(cpu, p->gpa, p->len);
+    if (soft_page_has_code(cpu, GPA(p->gpa.v & PAGE_MASK))) soft_code_written(cpu, p->gpa, p->len);
 }
 
 /* Resolves an access of at most a page in one or two pieces; returns the first fault. */
-static enum soft_result resolve(struct soft_cpu *cpu, gva_t a, uint32_t len, enum soft_access acc, enum soft_mmu_idx idx, bool sys,
-                                struct piece p[2])
+static enum soft_result resolve(struct soft_cpu *cpu, gva_t a, uint32_t len, enum soft_access acc,
+                                enum soft_mmu_idx idx, bool sys, struct piece p[2])
 {
     uint32_t room = (uint32_t)(PAGE_SIZE - (a.v & ~PAGE_MASK));
     p[0].len = len < room ? len : room;
     p[1].len = len - p[0].len;
     enum soft_result r = soft_tlb_lookup(cpu, a, acc, idx, &p[0].host, &p[0].gpa);
-    if (r != SOFT_OK || !p[1].len)
-        return r;
+    if (r != SOFT_OK || !p[1].len) return r;
     uint64_t next = a.v + p[0].len;
-    if (!soft_long_mode(cpu) || (!sys && !soft_code64(cpu)))
-        next = (uint32_t)next; /* linear addresses wrap at 4 GiB */
+    if (!soft_long_mode(cpu) || (!sys && !soft_code64(cpu))) next = (uint32_t)next; /* linear addresses wrap at 4 GiB */
     return soft_tlb_lookup(cpu, GVA(next), acc, idx, &p[1].host, &p[1].gpa);
 }
 
 /* #AC, at CPL 3 only (SDM vol. 3 6.15, interrupt 17). Not for vectors: those that need alignment raise #GP, the others don't care. */
 static inline bool misaligned(const struct soft_cpu *cpu, uint64_t a, uint32_t len, enum soft_mmu_idx idx)
 {
-    return idx == MMU_USER && (cpu->rflags & FL_AC) && (cpu->cr0 & CR0_AM) && len <= 8 && !(len & (len - 1)) && (a & (len - 1));
+    return idx == MMU_USER && (cpu->rflags & FL_AC) && (cpu->cr0 & CR0_AM) && len <= 8 && !(len & (len - 1)) &&
+           (a & (len - 1));
 }
 
-static enum soft_result load_slow(struct soft_cpu *cpu, gva_t a, uint8_t *dst, uint32_t len, enum soft_mmu_idx idx, bool sys)
+static enum soft_result load_slow(struct soft_cpu *cpu, gva_t a, uint8_t *dst, uint32_t len, enum soft_mmu_idx idx,
+                                  bool sys)
 {
     struct piece p[2];
     if (len > PAGE_SIZE)
         return soft_raise_err(cpu, EXC_GP, 0); /* no instruction does; a caller's mistake must not run over dst */
     enum soft_result r = resolve(cpu, a, len, ACC_READ, idx, sys, p);
-    if (r == SOFT_OK)
-        r = read_piece(cpu, &p[0], dst);
-    if (r == SOFT_OK && p[1].len)
-        r = read_piece(cpu, &p[1], dst + p[0].len);
-    if (r == SOFT_OK && !sys && watching(cpu))
-        cpu->pending_db |= breakpoints(cpu, a.v, len, false);
+    if (r == SOFT_OK) r = read_piece(cpu, &p[0], dst);
+    if (r == SOFT_OK && p[1].len) r = read_piece(cpu, &p[1], dst + p[0].len);
+    if (r == SOFT_OK && !sys && watching(cpu)) cpu->pending_db |= breakpoints(cpu, a.v, len, false);
     return r;
 }
 
-static enum soft_result store_slow(struct soft_cpu *cpu, gva_t a, const uint8_t *src, uint32_t len, enum soft_mmu_idx idx, bool sys)
+static enum soft_result store_slow(struct soft_cpu *cpu, gva_t a, const uint8_t *src, uint32_t len,
+                                   enum soft_mmu_idx idx, bool sys)
 {
     struct piece p[2];
-    if (len > PAGE_SIZE)
-        return soft_raise_err(cpu, EXC_GP, 0);
+    if (len > PAGE_SIZE) return soft_raise_err(cpu, EXC_GP, 0);
     enum soft_result r = resolve(cpu, a, len, ACC_WRITE, idx, sys, p);
-    if (r != SOFT_OK)
-        return r;
+    if (r != SOFT_OK) return r;
     write_piece(cpu, &p[0], src);
-    if (p[1].len)
-        write_piece(cpu, &p[1], src + p[0].len);
-    if (!sys && watching(cpu))
-        cpu->pending_db |= breakpoints(cpu, a.v, len, true);
+    if (p[1].len) write_piece(cpu, &p[1], src + p[0].len);
+    if (!sys && watching(cpu)) cpu->pending_db |= breakpoints(cpu, a.v, len, true);
     return SOFT_OK;
 }
 
@@ -468,10 +440,8 @@ enum soft_result soft_load(struct soft_cpu *cpu, gva_t a, void *dst, uint32_t le
 {
     uint64_t page = a.v & PAGE_MASK;
     const struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
-    if (misaligned(cpu, a.v, len, idx))
-        return soft_raise_err(cpu, EXC_AC, 0);
-    if (e->tag_read != page || (a.v & ~PAGE_MASK) + len > PAGE_SIZE)
-        return load_slow(cpu, a, dst, len, idx, false);
+    if (misaligned(cpu, a.v, len, idx)) return soft_raise_err(cpu, EXC_AC, 0);
+    if (e->tag_read != page || (a.v & ~PAGE_MASK) + len > PAGE_SIZE) return load_slow(cpu, a, dst, len, idx, false);
     move(dst, (const uint8_t *)(uintptr_t)(a.v + e->delta), len);
     return SOFT_OK;
 }
@@ -480,10 +450,8 @@ enum soft_result soft_store(struct soft_cpu *cpu, gva_t a, const void *src, uint
 {
     uint64_t page = a.v & PAGE_MASK;
     const struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
-    if (misaligned(cpu, a.v, len, idx))
-        return soft_raise_err(cpu, EXC_AC, 0);
-    if (e->tag_write != page || (a.v & ~PAGE_MASK) + len > PAGE_SIZE)
-        return store_slow(cpu, a, src, len, idx, false);
+    if (misaligned(cpu, a.v, len, idx)) return soft_raise_err(cpu, EXC_AC, 0);
+    if (e->tag_write != page || (a.v & ~PAGE_MASK) + len > PAGE_SIZE) return store_slow(cpu, a, src, len, idx, false);
     move((uint8_t *)(uintptr_t)(a.v + e->delta), src, len);
     return SOFT_OK;
 }
@@ -491,8 +459,7 @@ enum soft_result soft_store(struct soft_cpu *cpu, gva_t a, const void *src, uint
 enum soft_result soft_probe_store(struct soft_cpu *cpu, gva_t a, uint32_t len, enum soft_mmu_idx idx)
 {
     struct piece p[2];
-    if (misaligned(cpu, a.v, len, idx))
-        return soft_raise_err(cpu, EXC_AC, 0);
+    if (misaligned(cpu, a.v, len, idx)) return soft_raise_err(cpu, EXC_AC, 0);
     return len ? resolve(cpu, a, len, ACC_WRITE, idx, false, p) : SOFT_OK;
 }
 
