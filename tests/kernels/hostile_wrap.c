@@ -13,6 +13,7 @@ CODE(store, "mov %rax, (%rbx)");
 CODE(fx, "fxsave (%rbx)");
 CODE(movs, "rep movsb");
 CODE(rip_rel, "mov 0x7fffffff(%rip), %rax");
+CODE(bts_far, "bts %rax, (%rbx)");
 CODE(bt_far, "bt %rax, (%rbx)");
 
 static struct ctx c;
@@ -95,5 +96,22 @@ int main(void)
     c.gpr[RBX] = (u64)page + 4096, c.gpr[RAX] = -4096ul * 8;
     COMPLETES(&c);
     CHECK_EQ(c.rflags & FL_CF, *page & 1);
+    /* A bit offset that leads from far away into MMIO, and over a page boundary: in the guest, and nowhere else. */
+    u64 *two = pages_alloc(2, PAGE);
+    map_page(TEST_VA, 0xd0000000, PTE_W);
+    map_page(TEST_VA + PAGE, (u64)two, PTE_W);
+    map_page(TEST_VA + 2 * PAGE, (u64)two + PAGE, PTE_W);
+    for (unsigned shift = 8; shift < 46; shift++)
+        for (int back = 0; back < 2; back++) {
+            u64 bytes = 1ul << shift, distance = back ? -bytes : bytes; /* from the base to the operand */
+            ctx_kernel(&c, bts_far);
+            c.gpr[RBX] = TEST_VA + 0x40 - distance, c.gpr[RAX] = distance * 8 + 5;
+            COMPLETES(&c);
+            ctx_kernel(&c, bts_far);
+            c.gpr[RBX] = TEST_VA + 2 * PAGE - 3 - distance, c.gpr[RAX] = distance * 8 + 5;
+            two[511] = 0;
+            COMPLETES(&c);
+            CHECK_EQ(two[511], 0x20ul << 40);
+        }
     return done();
 }

@@ -1,10 +1,12 @@
-// Operands of many instruction forms at every offset over a page boundary whose two pages are not neighbours in RAM: the
-// result is compared with the same instruction on an aligned operand. Then the second page goes away: nothing may be written.
+// Operands of many instruction forms at every offset over a page boundary whose two pages are not neighbours in RAM, then with
+// the second page, then both, being the test device's memory behind MMIO: the result is compared with the same instruction on an
+// aligned operand in RAM. And with a read-only second page nothing may be written.
 #include "kernel.h"
 
 static struct ctx c;
-static u8 *low, *high; /* frames behind TEST_VA and TEST_VA + PAGE */
+static u8 reference[128] __attribute__((aligned(64)));
 static const u64 edge = TEST_VA + PAGE;
+#define MMIO_MEMORY 0xff000000ul /* 64 KiB */
 static u8 image[64], start_image[64], vectors[4][64] __attribute__((aligned(64)));
 
 /* `name`, operand size in bytes, whether it writes memory, text with the operand at (%rbx). */
@@ -27,6 +29,7 @@ static u8 image[64], start_image[64], vectors[4][64] __attribute__((aligned(64))
     X(shld, 8, 1, "shld %cl, %rax, (%rbx)")                                                                           \
     X(bts, 8, 1, "btsq $37, (%rbx)")                                                                                  \
     X(bt, 4, 0, "btl $19, (%rbx)")                                                                                    \
+    X(btc_reg, 16, 0, "mov $66, %eax; btc %eax, (%rbx); mov $-1, %rax; btcq %rax, 8(%rbx)")                                         \
     X(xchg, 8, 1, "xchg %rax, (%rbx)")                                                                                \
     X(lock_xadd, 8, 1, "lock xadd %rax, (%rbx)")                                                                      \
     X(lock_or, 4, 1, "lock orl $0x10101, (%rbx)")                                                                     \
@@ -102,15 +105,15 @@ static void run(const struct form *f, u64 at)
     ctx_run(&c);
 }
 
-static void try(const struct form *f, bool avx)
+static void try(const struct form *f, bool avx, const char *layout, bool read_only)
 {
-    u64 aligned = (u64)low + 1024;
+    u64 aligned = (u64)reference;
     put(aligned);
     run(f, aligned);
     struct ctx want = c;
     memcpy(image, (void *)aligned, 64);
     CHECK_EQ(want.vector, END);
-    for (u64 before = 1; before < f->size; before++) {
+    for (u64 before = 0; before <= f->size; before++) {
         u64 at = edge - before;
         put(at);
         run(f, at);
@@ -119,12 +122,12 @@ static void try(const struct form *f, bool avx)
         if (f->code != form_div) ok &= CHECK_EQ(c.rflags & defined, want.rflags & defined);
         ok &= memcmp((void *)at, image, 64) == 0 || CHECK(!"memory as with an aligned operand");
         if (!ok) {
-            print("    %s, %lu bytes before the boundary\n", f->name, before);
+            print("    %s, %s, %lu bytes before the boundary\n", f->name, layout, before);
             return;
         }
     }
     /* The instruction that writes is the form's first one with its operand: skip forms that prepare it first. */
-    if (!f->writes || avx) return;
+    if (!f->writes || avx || !read_only) return;
     u64 at = edge - 1;
     put(at);
     *pte_of(edge, 1) &= ~PTE_W;
@@ -137,30 +140,47 @@ static void try(const struct form *f, bool avx)
     invlpg(edge);
 }
 
+static void vectors_on(void)
+{
+    __asm__ volatile("movups %0, %%xmm1; movups %1, %%xmm3; movq %0, %%mm1" ::"m"(vectors[0]), "m"(vectors[1]));
+}
+
+/* All forms, with these frames behind TEST_VA and TEST_VA + PAGE. */
+static void all_forms(u64 low, u64 high, const char *layout, bool read_only)
+{
+    map_page(TEST_VA, low, PTE_W);
+    map_page(edge, high, PTE_W);
+    for (unsigned i = 0; i < sizeof forms / sizeof *forms; i++) {
+        vectors_on();
+        try(&forms[i], false, layout, read_only);
+    }
+    if (!(cr4() & CR4_OSXSAVE)) return;
+    __asm__ volatile("vmovups %0, %%ymm1; vmovups %1, %%ymm3" ::"m"(vectors[0]), "m"(vectors[1]));
+    __asm__ volatile("vpcmpeqb %ymm1, %ymm1, %ymm1"); /* mask: all lanes */
+    for (unsigned i = 0; i < sizeof avx_forms / sizeof *avx_forms; i++) try(&avx_forms[i], true, layout, false);
+}
+
 int main(void)
 {
-    u8 *frames = pages_alloc(3, PAGE);
-    low = frames + 2 * PAGE, high = frames;
-    map_page(TEST_VA, (u64)low, PTE_W);
-    map_page(edge, (u64)high, PTE_W);
+    u64 frames = (u64)pages_alloc(3, PAGE);
     set_cr4(cr4() | CR4_OSFXSR | CR4_OSXMMEXCPT);
     fill();
     memcpy(vectors, "abcdefghijklmnopqrstuvwxyz0123456789", 36);
     memset(vectors[1], 0xc0, 64);
-    __asm__ volatile("movups %0, %%xmm1; movups %1, %%xmm3; movq %0, %%mm1" ::"m"(vectors[0]), "m"(vectors[1]));
-    for (unsigned i = 0; i < sizeof forms / sizeof *forms; i++) {
-        __asm__ volatile("xorps %xmm2, %xmm2");
-        try(&forms[i], false);
-        __asm__ volatile("movups %0, %%xmm1; movups %1, %%xmm3; movq %0, %%mm1" ::"m"(vectors[0]), "m"(vectors[1]));
-    }
     if (HAS_AVX2 && HAS_XSAVE) {
         set_cr4(cr4() | CR4_OSXSAVE);
         xsetbv(0, 7);
-        __asm__ volatile("vmovups %0, %%ymm1; vmovups %1, %%ymm3" ::"m"(vectors[0]), "m"(vectors[1]));
-        __asm__ volatile("vpcmpeqb %ymm1, %ymm1, %ymm1"); /* mask: all lanes */
-        for (unsigned i = 0; i < sizeof avx_forms / sizeof *avx_forms; i++) try(&avx_forms[i], true);
     } else {
         skip("AVX2");
+    }
+    all_forms(frames + 2 * PAGE, frames, "RAM and RAM", true);
+    *(volatile u32 *)MMIO_MEMORY = 0x12345678;
+    if (*(volatile u32 *)MMIO_MEMORY == 0x12345678) {
+        all_forms(frames, MMIO_MEMORY, "RAM and MMIO", false);
+        all_forms(MMIO_MEMORY + 3 * PAGE, frames, "MMIO and RAM", false);
+        all_forms(MMIO_MEMORY + 2 * PAGE, MMIO_MEMORY, "MMIO and MMIO", false);
+    } else {
+        skip("memory behind MMIO");
     }
     return done();
 }

@@ -18,7 +18,7 @@ tag() { sed -n "s,^// $2: *,,p" "$1" | head -n 1; }
 run() { # run NAME CPUS KEYS: with keys, on a terminal of its own, where they are typed after two seconds
     if [ "$RUNNER" = qemu ]; then
         set -- "$1" "$2" "$3" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 64M -smp "$2" -nographic -nic none \
-            -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$BUILD/kernels/$1.elf" -append "cpus=$2"
+            -no-reboot -device pc-testdev -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$BUILD/kernels/$1.elf" -append "cpus=$2"
     else
         set -- "$1" "$2" "$3" "$BUILD/nacelle" run --kernel "$BUILD/kernels/$1.elf" --engine soft --debug-exit 0xf4 \
             --no-reboot -m 64M -c "$2" -a "cpus=$2"

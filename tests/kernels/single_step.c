@@ -116,6 +116,16 @@ int main(void)
     CHECK_EQ(c.rip, sys_entry);
     CHECK_EQ(c.cs & 3, 0);
 
+    /* SYSRET that sets TF: the trap comes at once, before the first user instruction. */
+    CODE(do_sysret, "sysretq");
+    ctx_kernel(&c, do_sysret);
+    c.gpr[RCX] = (u64)user(plain);
+    c.gpr[R11] = FL_TF | 2;
+    c.gpr[RSP] = (u64)user(ctx_stack) + 8192;
+    CHECK_EQ(step(), DB);
+    CHECK_EQ(c.rip, user(plain));
+    CHECK_EQ(last_dr6 & 0x4000, 0x4000);
+
     /* ICEBP shares the vector but not BS. */
     CODE(icebp, ".byte 0xf1");
     ctx_kernel(&c, icebp);
