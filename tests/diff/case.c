@@ -11,6 +11,16 @@ const uint8_t data_page_kind[DATA_PAGES] = {PK_NONE, PK_RW, PK_RW,   PK_RO,   PK
 struct host_info host;
 uint8_t (*images)[MEM_SIZE];
 
+uint64_t code_base(unsigned mode)
+{
+    return mode == MODE_16 ? CODE_BASE : 0;
+}
+
+uint64_t data_base(unsigned mode)
+{
+    return mode == MODE_16 ? DATA_BASE : 0;
+}
+
 int mem_page_index(uint64_t va)
 {
     if (va >= CODE_BASE && va < CODE_BASE + CODE_PAGES * PAGE)
@@ -219,7 +229,8 @@ static void write_hex(FILE *f, const char *name, const uint8_t *p, unsigned len)
 
 int case_write(FILE *f, const struct diff_case *c)
 {
-    fprintf(f, "case\nseed %" PRIx64 "\nmode %u\nimage %u\nloops %u\n", c->seed, c->mode, c->image, c->loops);
+    fprintf(f, "case\nseed %" PRIx64 "\nmode %u\nimage %u\nloops %u\nstack32 %u\n", c->seed, c->mode, c->image, c->loops,
+            c->stack32);
     fprintf(f, "rip %" PRIx64 "\nrflags %" PRIx64 "\nfs_base %" PRIx64 "\ngs_base %" PRIx64 "\n", c->rip, c->rflags,
             c->fs_base, c->gs_base);
     fprintf(f, "gpr");
@@ -288,6 +299,8 @@ int case_read(FILE *f, struct diff_case *c)
             c->image = (uint32_t)strtoul(val, NULL, 10);
         else if (!strcmp(line, "loops"))
             c->loops = strtoul(val, NULL, 10) != 0;
+        else if (!strcmp(line, "stack32"))
+            c->stack32 = strtoul(val, NULL, 10) != 0;
         else if (!strcmp(line, "rip"))
             c->rip = strtoull(val, NULL, 16);
         else if (!strcmp(line, "rflags"))

@@ -49,7 +49,20 @@ struct patch {
     uint16_t off; /* of its bytes in patch_data */
 };
 
-enum { MODE_64 = 64, MODE_32 = 32 };
+/* Which code segment a case runs in. 16-bit code has segments of its own: the two pages of code, and the data window with
+ * a limit inside its last mapped page, so that limits are met, too. */
+enum { MODE_64 = 64, MODE_32 = 32, MODE_16 = 16 };
+#define SEL_CODE64 0x33 /* the selectors Linux gives to user programs ... */
+#define SEL_CODE32 0x23
+#define SEL_DATA 0x2b
+#define SEL_CODE16 0x07 /* ... and those of the LDT made here */
+#define SEL_DATA16 0x0f
+#define SEL_STACK32 0x17 /* as SEL_DATA16, but for ESP instead of SP */
+#define LIMIT_CODE16 0xffff
+#define LIMIT_DATA16 0x9ffb
+/* The base of the code segment and of the data segments; a case's rip is linear, a result's is an offset. */
+uint64_t code_base(unsigned mode);
+uint64_t data_base(unsigned mode);
 
 struct diff_case {
     uint64_t seed; /* it was generated from; for the report only */
@@ -61,7 +74,8 @@ struct diff_case {
     uint32_t insns; /* instructions in code, without the closing int3 */
     uint32_t code_len;
     uint32_t patches, patch_used;
-    bool loops; /* may execute instructions more than once */
+    bool stack32; /* MODE_16: the stack segment is SEL_STACK32 */
+    bool loops;   /* may execute instructions more than once */
     struct patch patch[PATCH_MAX];
     uint16_t insn_off[64]; /* where in code[] each instruction (of a block: each slot) begins */
     uint8_t code[CODE_MAX]; /* loaded at rip, followed by int3 */

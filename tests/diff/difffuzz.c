@@ -310,7 +310,7 @@ static void usage(void)
            "  --blocks        only blocks; --singles: only single instructions (default: both)\n"
            "  --class NAME    only this mnemonic, category or ISA set (single instructions)\n"
            "  --without A,B   leave these out\n"
-           "  --mode 64|32    64-bit code, or 32-bit code in compatibility mode\n"
+           "  --mode 64|32|16 64-bit code, or 32 or 16-bit code in compatibility mode\n"
            "  --keep-going N  end after N kinds of differences (default 1)\n"
            "  --replay FILE   run a replay file\n"
            "  --out DIR       where replay files go (default: here)\n"
@@ -348,10 +348,12 @@ static int parse(struct options *o, int argc, char **argv)
         default: usage(); return k == 'h' ? 1 : -1;
         }
     }
-    if (optind < argc || (o->mode != MODE_64 && o->mode != MODE_32) || (!o->blocks && !o->singles)) {
+    if (optind < argc || (o->mode != MODE_64 && o->mode != MODE_32 && o->mode != MODE_16) || (!o->blocks && !o->singles)) {
         usage();
         return -1;
     }
+    if (o->mode == MODE_16) /* the block generator writes 32 and 64-bit code */
+        o->blocks = false;
     if (o->list && !o->cases && !o->seconds)
         o->cases = 200000;
     return 0;

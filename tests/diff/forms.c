@@ -84,6 +84,8 @@ static bool try_form(struct forms *f, struct form *t, struct insn_code *out)
 {
     struct asm_buf a = {.n = 0};
     struct ext e = {.aaa = t->enc == ENC_EVEX && t->vsib};
+    if (f->mode == MODE_16 && t->vsib)
+        put(&a, 0x67); /* 16-bit addressing has no SIB byte */
     put_prefix_opcode(&a, t, &e, f->mode);
     if (t->has_modrm) {
         put(&a, t->modrm);
@@ -210,7 +212,7 @@ static void scan_all(struct forms *f)
                 prefix |= op == prefix_bytes[i];
             if (map == 0 && f->mode == MODE_64 && (op & 0xf0) == 0x40)
                 prefix = true;
-            if (map == 0 && f->mode == MODE_32 && (op == 0x62 || op == 0xc4 || op == 0xc5))
+            if (map == 0 && f->mode != MODE_64 && (op == 0x62 || op == 0xc4 || op == 0xc5))
                 prefix = false; /* BOUND, LES, LDS */
             if (map == 0 && op == 0x8f)
                 prefix = false; /* POP r/m */
@@ -353,8 +355,12 @@ int forms_init(struct forms *f, unsigned mode)
     memset(f, 0, sizeof(*f));
     f->mode = mode;
     if (!ZYAN_SUCCESS(ZydisDecoderInit(&f->decoder,
-                                       mode == MODE_64 ? ZYDIS_MACHINE_MODE_LONG_64 : ZYDIS_MACHINE_MODE_LONG_COMPAT_32,
-                                       mode == MODE_64 ? ZYDIS_STACK_WIDTH_64 : ZYDIS_STACK_WIDTH_32)))
+                                       mode == MODE_64   ? ZYDIS_MACHINE_MODE_LONG_64
+                                       : mode == MODE_32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32
+                                                         : ZYDIS_MACHINE_MODE_LONG_COMPAT_16,
+                                       mode == MODE_64   ? ZYDIS_STACK_WIDTH_64
+                                       : mode == MODE_32 ? ZYDIS_STACK_WIDTH_32
+                                                         : ZYDIS_STACK_WIDTH_16)))
         return -1;
     scan_all(f);
     return group_forms(f);
@@ -407,6 +413,11 @@ static void choose_mem(struct mem_choice *m, struct ext *e, const struct form *f
     unsigned base = pick_reg(r, opt->bases, regs), index = pick_reg(r, opt->indices, regs);
     unsigned kind = rnd_below(r, 100);
     m->mod = rnd_below(r, 3);
+    if (mode == MODE_16 && !f->vsib) { /* [BX+SI], [BX+DI], ..., [BX]; mod 0 rm 6 is [disp16] */
+        m->rm = rnd_below(r, 8);
+        m->disp = m->mod == 1 ? 1 : m->mod == 2 || m->rm == 6 ? 2 : 0;
+        return;
+    }
     m->has_sib = f->vsib || kind < 40 || (base & 7) == 4;
     if (!opt->bases && kind >= 90) { /* no base: RIP-relative, absolute, or index alone */
         m->mod = 0;
@@ -459,12 +470,12 @@ static void choose_ext(struct ext *e, const struct form *f, struct rng *r, unsig
         e->aaa = f->vsib;
 }
 
-static void put_odd_prefixes(struct asm_buf *a, const struct form *f, struct rng *r)
+static void put_odd_prefixes(struct asm_buf *a, const struct form *f, struct rng *r, unsigned mode)
 {
     static const uint8_t seg[6] = {0x64, 0x65, 0x64, 0x65, 0x26, 0x36};
     if (rnd_pct(r, 12))
         put(a, seg[rnd_below(r, 6)]);
-    if (rnd_pct(r, 8))
+    if (rnd_pct(r, mode == MODE_16 ? 30 : 8) || (mode == MODE_16 && f->vsib))
         put(a, 0x67);
     if (f->enc == ENC_LEGACY && rnd_pct(r, 15))
         put(a, 0xf0);
@@ -511,7 +522,9 @@ static bool emit_once(const struct forms *f, const struct form *t, struct rng *r
     if (mem)
         choose_mem(&m, &e, t, r, opt, f->mode);
     if (effort < 2)
-        put_odd_prefixes(&a, t, r);
+        put_odd_prefixes(&a, t, r, f->mode);
+    else if (f->mode == MODE_16 && t->vsib)
+        put(&a, 0x67);
     put_prefix_opcode(&a, &form, &e, f->mode);
     if (t->has_modrm) {
         unsigned reg = t->reg_any ? rnd_below(r, 8) : t->modrm >> 3 & 7u;

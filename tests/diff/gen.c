@@ -148,7 +148,7 @@ void gen_state(struct diff_case *c, struct rng *r, unsigned mode)
     c->image = rnd_below(r, IMAGES);
     for (unsigned i = 0; i < 16; i++)
         c->gpr[i] = mode == MODE_64 ? gen_number(r) : i < 8 ? (uint32_t)gen_number(r) : 0;
-    c->gpr[4] = DATA_BASE + 2 * PAGE + 8 * rnd_below(r, 256);
+    c->gpr[4] = DATA_BASE + 2 * PAGE + 8 * rnd_below(r, 256) - data_base(mode);
     c->rflags = 0x202 | ((uint64_t)rnd(r) & 0x8d5);
     c->rflags |= rnd_pct(r, 15) ? 1u << 10 : 0;
     c->rflags |= rnd_pct(r, 2) ? 1u << 18 : 0; /* AC */
@@ -185,6 +185,8 @@ static void set_gpr(struct diff_case *c, int n, uint64_t v, unsigned bits)
 
 static uint64_t seg_base(const struct diff_case *c, ZydisRegister seg)
 {
+    if (c->mode != MODE_64)
+        return seg == ZYDIS_REGISTER_CS ? code_base(c->mode) : data_base(c->mode);
     return seg == ZYDIS_REGISTER_FS ? c->fs_base : seg == ZYDIS_REGISTER_GS ? c->gs_base : 0;
 }
 
@@ -219,9 +221,9 @@ static void steer_vsib(struct diff_case *c, struct rng *r, const struct insn_cod
     }
 }
 
-static void patch_disp(struct insn_code *ic, int32_t v)
+static void patch_disp(struct insn_code *ic, int32_t v, unsigned size)
 {
-    memcpy(ic->bytes + ic->d.raw.disp.offset, &v, 4);
+    memcpy(ic->bytes + ic->d.raw.disp.offset, &v, size);
     ic->d.raw.disp.value = v;
     for (unsigned i = 0; i < ic->d.operand_count; i++)
         if (ic->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && ic->op[i].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
@@ -236,7 +238,7 @@ static void steer_to(struct diff_case *c, struct rng *r, struct insn_code *ic, Z
     uint64_t want = target - seg_base(c, m->segment);
     uint64_t disp = m->disp.has_displacement ? (uint64_t)m->disp.value : 0;
     if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP) {
-        patch_disp(ic, (int32_t)(want - (rip + ic->len)));
+        patch_disp(ic, (int32_t)(want - (rip + ic->len)), 4);
         return;
     }
     int base = m->base == ZYDIS_REGISTER_NONE ? -1 : gpr_of(m->base);
@@ -249,23 +251,26 @@ static void steer_to(struct diff_case *c, struct rng *r, struct insn_code *ic, Z
         return;
     }
     if (base < 0) {
-        if (ic->d.raw.disp.size == 32) {
+        if (ic->d.raw.disp.size == 16) {
+            patch_disp(ic, (int32_t)want, 2);
+        } else if (ic->d.raw.disp.size == 32) {
             uint64_t scaled = index >= 0 ? c->gpr[index] * m->scale : 0;
             if (index >= 0 && rnd_pct(r, 80)) {
                 set_gpr(c, index, rnd_below(r, 256), bits);
                 scaled = (c->gpr[index] & width_mask(bits)) * m->scale;
             }
-            patch_disp(ic, (int32_t)(want - scaled));
+            patch_disp(ic, (int32_t)(want - scaled), 4);
         }
         return;
     }
+    unsigned scale = m->scale ? m->scale : 1; /* 16-bit addressing has none */
     if (index >= 0 && index == base) {
-        set_gpr(c, base, (want - disp) / (1u + m->scale), bits);
+        set_gpr(c, base, (want - disp) / (1u + scale), bits);
         return;
     }
     if (index >= 0 && rnd_pct(r, 70))
         set_gpr(c, index, (uint64_t)rnd_below(r, 512) - 256, bits);
-    uint64_t idx = index >= 0 ? (c->gpr[index] & width_mask(bits)) * m->scale : 0;
+    uint64_t idx = index >= 0 ? (c->gpr[index] & width_mask(bits)) * scale : 0;
     set_gpr(c, base, want - disp - idx, bits);
 }
 
@@ -281,7 +286,7 @@ static uint64_t operand_address(const struct diff_case *c, const struct insn_cod
     if (ic->d.mnemonic == ZYDIS_MNEMONIC_XLAT)
         a += c->gpr[0] & 0xff;
     else if (m->index != ZYDIS_REGISTER_NONE && m->type != ZYDIS_MEMOP_TYPE_VSIB)
-        a += c->gpr[gpr_of(m->index) & 15] * m->scale;
+        a += c->gpr[gpr_of(m->index) & 15] * (m->scale ? m->scale : 1);
     return (a & width_mask(ic->d.address_width)) + seg_base(c, m->segment);
 }
 
@@ -315,6 +320,11 @@ static unsigned fp_image(struct diff_case *c, struct rng *r, const struct insn_c
     return len;
 }
 
+static unsigned code_selector(unsigned mode)
+{
+    return mode == MODE_64 ? SEL_CODE64 : mode == MODE_32 ? SEL_CODE32 : SEL_CODE16;
+}
+
 static void patch_u64(struct diff_case *c, uint64_t at, uint64_t v)
 {
     case_patch(c, at, &v, 8);
@@ -331,10 +341,10 @@ static void gen_memory_content(struct diff_case *c, struct rng *r, const struct 
     case ZYDIS_MNEMONIC_JMP:
     case ZYDIS_MNEMONIC_CALL:
         if (rnd_pct(r, 75)) {
-            patch_u64(c, at, gen_code_target(r));
+            patch_u64(c, at, gen_code_target(r) - code_base(c->mode));
             if (rnd_pct(r, 50)) { /* far: the selector behind a 16, 32 or 64-bit offset */
-                uint16_t sel = c->mode == MODE_64 ? 0x33 : 0x23;
-                case_patch(c, at + (ic->d.operand_width == 64 ? 8u : 4u), &sel, 2);
+                uint16_t sel = (uint16_t)code_selector(c->mode);
+                case_patch(c, at + ic->d.operand_width / 8u, &sel, 2);
             }
         }
         return;
@@ -371,10 +381,10 @@ static void gen_memory_content(struct diff_case *c, struct rng *r, const struct 
 
 static void gen_stack_content(struct diff_case *c, struct rng *r, const struct insn_code *ic)
 {
-    uint64_t sp = c->gpr[4], cs = c->mode == MODE_64 ? 0x33 : 0x23;
+    uint64_t sp = c->gpr[4] + data_base(c->mode), cs = code_selector(c->mode);
     unsigned w = ic->d.operand_width / 8u;
     uint8_t frame[40] = {0};
-    uint64_t v[5] = {gen_code_target(r), cs, 0x202 | (rnd(r) & 0x244dd5), sp + 64, 0x2b};
+    uint64_t v[5] = {gen_code_target(r) - code_base(c->mode), cs, 0x202 | (rnd(r) & 0x244dd5), sp + 64, SEL_DATA};
     switch (ic->d.mnemonic) {
     case ZYDIS_MNEMONIC_RET:
         if (rnd_pct(r, 80))
@@ -388,7 +398,7 @@ static void gen_stack_content(struct diff_case *c, struct rng *r, const struct i
     case ZYDIS_MNEMONIC_IRET:
     case ZYDIS_MNEMONIC_IRETD:
     case ZYDIS_MNEMONIC_IRETQ:
-        if (w == 2)
+        if (w == 2 && c->mode != MODE_16)
             return;
         for (unsigned i = 0; i < 5; i++)
             memcpy(frame + i * w, &v[i], w);
@@ -413,7 +423,7 @@ static void gen_bit_offset(struct diff_case *c, struct rng *r, const struct insn
 /* Registers with a meaning of their own: before addresses are chosen. */
 static void gen_special_registers(struct diff_case *c, struct rng *r, const struct insn_code *ic)
 {
-    static const uint16_t sels[] = {0, 3, 0x2b, 0x2b, 0x33, 0x23, 0x10, 0x63, 0x1003, 0x2a};
+    static const uint16_t sels[] = {0, 3, 0x2b, 0x2b, 0x33, 0x23, 0x10, 0x63, 0x1003, 0x07, 0x0f, 0x0f, 0x17};
     const ZydisDecodedOperand *o = ic->op;
     int n;
     switch (ic->d.mnemonic) {
@@ -431,7 +441,7 @@ static void gen_special_registers(struct diff_case *c, struct rng *r, const stru
     case ZYDIS_MNEMONIC_JMP:
     case ZYDIS_MNEMONIC_CALL:
         if (o[0].type == ZYDIS_OPERAND_TYPE_REGISTER && rnd_pct(r, 80) && (n = gpr_of(o[0].reg.value)) >= 0)
-            c->gpr[n] = gen_code_target(r);
+            c->gpr[n] = gen_code_target(r) - code_base(c->mode);
         break;
     case ZYDIS_MNEMONIC_WRFSBASE:
     case ZYDIS_MNEMONIC_WRGSBASE:
@@ -453,7 +463,7 @@ static void gen_special_registers(struct diff_case *c, struct rng *r, const stru
         for (unsigned i = 0; i < ic->d.operand_count_visible; i++)
             if (o[i].type == ZYDIS_OPERAND_TYPE_REGISTER && (n = gpr_of(o[i].reg.value)) >= 0 &&
                 (ic->d.mnemonic != ZYDIS_MNEMONIC_MOV || ic->d.opcode == 0x8e))
-                set_gpr(c, n, sels[rnd_below(r, 10)], 16);
+                set_gpr(c, n, sels[rnd_below(r, sizeof(sels) / sizeof(*sels))], 16);
         break;
     default:
         break;
@@ -473,7 +483,7 @@ static void steer_branch(struct rng *r, struct insn_code *ic, uint64_t rip)
         ic->bytes[imm->offset] = (uint8_t)(rnd_below(r, 100));
         return;
     }
-    if (rnd_pct(r, 90))
+    if (rnd_pct(r, 90) || imm->size == 16)
         v = (int64_t)(gen_code_target(r) - rip - ic->len);
     else
         v = (int32_t)rnd(r);
@@ -516,6 +526,21 @@ static uint64_t gen_rip(struct rng *r, unsigned len)
     return CODE_BASE + PAGE + rnd_below(r, 0x200);
 }
 
+/* ESP's upper half is not known on a 16-bit stack: nothing may depend on it. */
+static bool sees_stack_pointer(const struct insn_code *ic)
+{
+    for (unsigned i = 0; i < ic->d.operand_count; i++) {
+        const ZydisDecodedOperand *o = &ic->op[i];
+        if (o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+            continue;
+        if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_of(o->reg.value) == 4)
+            return true;
+        if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && (gpr_of(o->mem.base) == 4 || gpr_of(o->mem.index) == 4))
+            return true;
+    }
+    return ic->d.mnemonic == ZYDIS_MNEMONIC_PUSHAD || (ic->d.mnemonic == ZYDIS_MNEMONIC_ENTER && ic->d.operand_width == 32);
+}
+
 bool gen_single(struct diff_case *c, const struct forms *f, const struct form *form, uint64_t seed)
 {
     struct rng r = {seed};
@@ -523,7 +548,10 @@ bool gen_single(struct diff_case *c, const struct forms *f, const struct form *f
     struct emit_opt opt = {0};
     gen_state(c, &r, f->mode);
     c->seed = seed;
+    c->stack32 = f->mode == MODE_16 && rnd_pct(&r, 50);
     if (!forms_emit(f, form, &r, &opt, &ic))
+        return false;
+    if (c->mode == MODE_16 && !c->stack32 && sees_stack_pointer(&ic))
         return false;
     c->rip = gen_rip(&r, ic.len);
     if (ic.d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || ic.d.meta.isa_ext != ZYDIS_ISA_EXT_BASE)

@@ -8,6 +8,7 @@
  * middle of an instruction may well execute one.
  */
 #define _GNU_SOURCE
+#include <asm/ldt.h>
 #include <asm/prctl.h>
 #include <errno.h>
 #include <signal.h>
@@ -53,7 +54,7 @@ extern const char native_text[], native_text_end[];
 void native_signal_c(int sig, siginfo_t *info, void *uc);
 
 static struct diff_result *cur;
-static bool dispatch_on;
+static bool dispatch_on, have_ldt;
 
 /* arch_prctl by hand: %fs is the guest's while these run, so no libc call (errno) may be made. */
 __asm__(".text\n"
@@ -155,6 +156,17 @@ static int map_window(void)
     return 0;
 }
 
+/* The LDT of MODE_16. Kernels can be built without it: then such cases are skipped. */
+static bool make_ldt(void)
+{
+    struct user_desc code = {.entry_number = SEL_CODE16 >> 3, .base_addr = CODE_BASE, .limit = LIMIT_CODE16, .contents = 2};
+    struct user_desc data = {.entry_number = SEL_DATA16 >> 3, .base_addr = DATA_BASE, .limit = LIMIT_DATA16};
+    struct user_desc stack = data;
+    stack.entry_number = SEL_STACK32 >> 3;
+    stack.seg_32bit = 1;
+    return !syscall(SYS_modify_ldt, 1, &stack, sizeof(stack)) && !syscall(SYS_modify_ldt, 1, &code, sizeof(code)) && !syscall(SYS_modify_ldt, 1, &data, sizeof(data));
+}
+
 int native_init(char *text)
 {
     static const int sigs[] = {SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGBUS, SIGSYS, SIGVTALRM};
@@ -174,6 +186,7 @@ int native_init(char *text)
     }
     syscall(SYS_arch_prctl, ARCH_GET_FS, &nat_host_fs);
     nat_xmask = host.xcomp;
+    have_ldt = make_ldt();
     dispatch_on = prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, (unsigned long)native_text,
                         (unsigned long)(native_text_end - native_text), &nat_inside) == 0;
     struct itimerval tick = {.it_interval.tv_usec = TICK_US, .it_value.tv_usec = TICK_US};
@@ -215,7 +228,7 @@ static void copy_window(uint8_t *image, bool in)
 
 void native_run(const struct diff_case *c, struct diff_result *r)
 {
-    if (!dispatch_on && has_syscall_bytes(c)) {
+    if ((!dispatch_on && has_syscall_bytes(c)) || (c->mode == MODE_16 && !have_ldt)) {
         r->status = RUN_SKIP;
         return;
     }
@@ -224,14 +237,14 @@ void native_run(const struct diff_case *c, struct diff_result *r)
     copy_window(r->mem, true);
     memcpy(nat_xsave, c->xsave, XSAVE_BYTES);
     memcpy(nat_frame.gpr, c->gpr, sizeof(nat_frame.gpr));
-    nat_frame.iret[0] = c->rip;
-    nat_frame.iret[1] = c->mode == MODE_32 ? 0x23 : 0x33;
+    nat_frame.iret[0] = c->rip - code_base(c->mode);
+    nat_frame.iret[1] = c->mode == MODE_64 ? SEL_CODE64 : c->mode == MODE_32 ? SEL_CODE32 : SEL_CODE16;
     nat_frame.iret[2] = c->rflags;
     nat_frame.iret[3] = c->gpr[4];
-    nat_frame.iret[4] = 0x2b;
+    nat_frame.iret[4] = c->mode != MODE_16 ? SEL_DATA : c->stack32 ? SEL_STACK32 : SEL_DATA16;
     nat_frame.fs_base = c->fs_base;
     nat_frame.gs_base = c->gs_base;
-    nat_data_sel = c->mode == MODE_32 ? 0x2b : 0;
+    nat_data_sel = c->mode == MODE_64 ? 0 : c->mode == MODE_32 ? SEL_DATA : SEL_DATA16;
     nat_ticks = 0;
     native_enter();
     copy_window(r->mem, false);

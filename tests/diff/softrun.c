@@ -19,6 +19,7 @@
 #define PA_PDPT_K 0x6000
 #define PA_PD_K 0x7000
 #define PA_GDT 0x8000
+#define PA_LDT 0x8400
 #define PA_IDT 0x9000
 #define PA_TSS 0xa000
 #define PA_STUBS 0xb000
@@ -139,6 +140,12 @@ static void build_descriptors(void)
     memcpy(ram(PA_GDT), gdt, sizeof(gdt));
     write_u64(PA_GDT + 0x40, 0x67 | (tss & 0xffffff) << 16 | 0x8bull << 40 | (tss >> 24 & 0xff) << 56);
     write_u64(PA_GDT + 0x48, tss >> 32);
+    uint64_t ldt = KERNEL_VA + PA_LDT;
+    write_u64(PA_GDT + 0x50, 0x17 | (ldt & 0xffffff) << 16 | 0x82ull << 40 | (ldt >> 24 & 0xff) << 56);
+    write_u64(PA_GDT + 0x58, ldt >> 32);
+    write_u64(PA_LDT, LIMIT_CODE16 | (CODE_BASE & 0xffffff) << 16 | 0xfbull << 40 | (CODE_BASE >> 24) << 56);
+    write_u64(PA_LDT + 8, LIMIT_DATA16 | (DATA_BASE & 0xffffff) << 16 | 0xf3ull << 40 | (DATA_BASE >> 24) << 56);
+    write_u64(PA_LDT + 16, LIMIT_DATA16 | (DATA_BASE & 0xffffff) << 16 | 0x40f3ull << 40 | (DATA_BASE >> 24) << 56);
     write_u64(PA_TSS + 4, KERNEL_VA + PA_STACK_TOP);
     uint16_t iomap = 0x68; /* beyond the limit: no port is open to user mode */
     memcpy(ram(PA_TSS + 0x66), &iomap, 2);
@@ -163,16 +170,28 @@ static void start_state(struct cpu_state *s)
     s->gdt = (struct cpu_table){KERNEL_VA + PA_GDT, 0x7f};
     s->idt = (struct cpu_table){KERNEL_VA + PA_IDT, 0xfff};
     s->tr = (struct cpu_segment){.selector = 0x40, .attr = 0x8b, .limit = 0x67, .base = KERNEL_VA + PA_TSS};
-    s->ldtr = (struct cpu_segment){.attr = SEG_ATTR_NULL};
+    s->ldtr = (struct cpu_segment){.selector = 0x50, .attr = 0x82, .limit = 0x17, .base = KERNEL_VA + PA_LDT};
 }
 
 static void load_segments(struct cpu_state *s, const struct diff_case *c)
 {
+    if (c->mode == MODE_16) {
+        struct cpu_segment d16 = {.selector = SEL_DATA16, .attr = 0xf3, .limit = LIMIT_DATA16, .base = DATA_BASE};
+        for (unsigned i = 0; i < SEG_COUNT; i++)
+            s->seg[i] = d16;
+        if (c->stack32) {
+            s->seg[SEG_SS].selector = SEL_STACK32;
+            s->seg[SEG_SS].attr |= SEG_ATTR_DB;
+        }
+        s->seg[SEG_CS] =
+            (struct cpu_segment){.selector = SEL_CODE16, .attr = 0xfb, .limit = LIMIT_CODE16, .base = CODE_BASE};
+        return;
+    }
     bool m32 = c->mode == MODE_32;
     struct cpu_segment null = {.attr = SEG_ATTR_NULL};
-    struct cpu_segment data = {.selector = 0x2b, .attr = 0xc0f3, .limit = 0xffffffff};
+    struct cpu_segment data = {.selector = SEL_DATA, .attr = 0xc0f3, .limit = 0xffffffff};
     s->seg[SEG_CS] =
-        (struct cpu_segment){.selector = m32 ? 0x23 : 0x33, .attr = m32 ? 0xc0fb : 0xa0fb, .limit = 0xffffffff};
+        (struct cpu_segment){.selector = m32 ? SEL_CODE32 : SEL_CODE64, .attr = m32 ? 0xc0fb : 0xa0fb, .limit = 0xffffffff};
     s->seg[SEG_SS] = data;
     s->seg[SEG_DS] = s->seg[SEG_ES] = m32 ? data : null;
     s->seg[SEG_FS] = s->seg[SEG_GS] = m32 ? data : null;
@@ -287,7 +306,7 @@ void soft_run(const struct diff_case *c, struct diff_result *r)
     state = start;
     load_segments(&state, c);
     memcpy(state.gpr, c->gpr, sizeof(state.gpr));
-    state.rip = c->rip;
+    state.rip = c->rip - code_base(c->mode);
     state.rflags = c->rflags;
     memset(state.xsave, 0, sizeof(state.xsave));
     memcpy(state.xsave, c->xsave, XSAVE_BYTES);
