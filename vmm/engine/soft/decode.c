@@ -215,8 +215,7 @@ static void account_flags(struct xinsn *x, const ZydisDecodedInstruction *z, con
             x->fl_kill |= undefined;
         break;
     }
-    case ZYDIS_CATEGORY_LOGICAL: /* AF "undefined": every CPU writes it */
-    case ZYDIS_CATEGORY_BINARY:  /* MUL, IMUL, DIV likewise */
+    case ZYDIS_CATEGORY_LOGICAL: /* AF "undefined": every CPU writes it; but MUL leaves some flags as they were on some */
         x->fl_kill |= undefined;
         break;
     default:

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 struct vcpu {
     struct soft_cpu *cpu;
@@ -62,6 +63,10 @@ static int soft_create(const struct engine_config *cfg, struct engine **out, str
     }
     soft_decode_init();
     soft_fpu_init();
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    g->soft.tsc_base = host_tsc();
+    g->soft.wall_base_ns = (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
     *out = g;
     return 0;
 }
@@ -121,6 +126,8 @@ static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq
     cpu->id = id;
     cpu->vcpus = g->soft.vcpus;
     cpu->tsc_khz = host_tsc_hz() / 1000;
+    cpu->pvclock.tsc_base = g->soft.tsc_base;
+    cpu->pvclock.wall_base_ns = g->soft.wall_base_ns;
     cpu->port = port;
     cpu->engine = &g->soft;
     cpu->priv->meta_used = 64;

@@ -1,5 +1,6 @@
 /* Model-specific registers and the counters read by instructions of their own (SDM vol. 4; vol. 3 11.11 for MTRRs, 17.17 for the
  * TSC). An MSR that isn't listed here is #GP, as on hardware; stock kernels probe those they can do without. */
+#include "vmm/engine/soft/pvclock.h"
 #include "vmm/engine/soft/system.h"
 
 enum {
@@ -52,6 +53,7 @@ static void shift_tsc(struct soft_cpu *cpu, uint64_t delta)
     cpu->msr.tsc_adjust += delta;
     soft_fpu_park(cpu);
     if (cpu->port->set_tsc_offset) cpu->port->set_tsc_offset(cpu->port->ctx, cpu->tsc_offset);
+    if (cpu->pvclock.system_msr & 1) soft_pvclock_write(cpu, 0x4b564d01, cpu->pvclock.system_msr);
 }
 
 /* ---- memory types ---- */
@@ -239,7 +241,7 @@ static bool read_misc(struct soft_cpu *cpu, uint32_t n, uint64_t *v)
     case MSR_PERF_STATUS:
     case MSR_PERF_CTL:
     case MSR_MCG_CAP: return true;
-    default: return read_intel_only(cpu, n, v) || read_amd(cpu, n, v);
+    default: return read_intel_only(cpu, n, v) || read_amd(cpu, n, v) || soft_pvclock_read(cpu, n, v);
     }
 }
 
@@ -269,7 +271,7 @@ static bool write_misc(struct soft_cpu *cpu, uint32_t n, uint64_t v)
     case MSR_BIOS_UPDT_TRIG:
     case MSR_BIOS_SIGN_ID:
     case MSR_PERF_CTL: return true;
-    default: return write_amd(cpu, n, v);
+    default: return write_amd(cpu, n, v) || soft_pvclock_write(cpu, n, v);
     }
 }
 

@@ -261,10 +261,15 @@ static bool take_interrupt(struct soft_cpu *cpu, enum soft_result *r)
 {
     const struct vcpu_irq_port *port = cpu->port;
     struct soft_private *p = cpu->priv;
-    if (!port || cpu->irq_shadow)
+    if (!port)
         return false;
+    if (cpu->irq_shadow) { /* look again after the instruction in the shadow */
+        atomic_store(&cpu->exit_request, 1);
+        return false;
+    }
     soft_fpu_park(cpu);
-    if (!p->nmi_waiting && port->take_nmi(port->ctx))
+    /* While one NMI is handled only one more is remembered (SDM vol. 3 6.7.1). */
+    while ((cpu->nmi_blocked || !p->nmi_waiting) && port->take_nmi(port->ctx))
         p->nmi_waiting = true;
     if (p->nmi_waiting && !cpu->nmi_blocked) {
         p->nmi_waiting = false;

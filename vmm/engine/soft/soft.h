@@ -194,6 +194,11 @@ struct soft_cpu {
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     unsigned vcpus;      /* of the VM (topology in CPUID) and the TSC's frequency: set before soft_cpuid_init() */
     uint64_t tsc_khz;
+    struct {
+        uint64_t system_msr; /* KVM's clock: where the guest wants it */
+        uint64_t tsc_base, wall_base_ns; /* host TSC and UTC at the VM's creation, the same on all vCPUs */
+        uint32_t version;
+    } pvclock;
     struct soft_cpuid cpuid;
     struct soft_msr msr;
     uint32_t mode;       /* translation mode key, made by soft_update_mode() (run.c) */

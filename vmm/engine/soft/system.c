@@ -193,6 +193,15 @@ static enum soft_result cache_line(struct soft_cpu *cpu, const struct insn *in)
     return sys_done_if(cpu, in, r);
 }
 
+/* There are none, and that is the answer, as the interface has it (cpuid.c, make_hypervisor): -ENOSYS, or -EPERM outside ring 0. */
+static enum soft_result hypercall(struct soft_cpu *cpu, const struct insn *in)
+{
+    if (!cpu->cpuid.hyper[1][0]) return soft_raise(cpu, EXC_UD);
+    uint64_t none = cpu->cpl ? (uint64_t)-1 : (uint64_t)-1000;
+    soft_gpr_write(cpu, R_RAX, none, in->code_size == 8 ? 8 : 4);
+    return sys_done(cpu, in);
+}
+
 static enum soft_result misc_insn(struct soft_cpu *cpu, const struct insn *in)
 {
     switch (in->mnemonic) {
@@ -204,6 +213,8 @@ static enum soft_result misc_insn(struct soft_cpu *cpu, const struct insn *in)
     case ZYDIS_MNEMONIC_CLFLUSH:
     case ZYDIS_MNEMONIC_CLFLUSHOPT:
     case ZYDIS_MNEMONIC_CLWB: return cache_line(cpu, in);
+    case ZYDIS_MNEMONIC_VMCALL:
+    case ZYDIS_MNEMONIC_VMMCALL: return hypercall(cpu, in);
     /* Not there, or not offered: see cpuid.c. */
     case ZYDIS_MNEMONIC_UD0:
     case ZYDIS_MNEMONIC_UD1:
@@ -212,8 +223,6 @@ static enum soft_result misc_insn(struct soft_cpu *cpu, const struct insn *in)
     case ZYDIS_MNEMONIC_MWAIT:
     case ZYDIS_MNEMONIC_MONITORX:
     case ZYDIS_MNEMONIC_MWAITX:
-    case ZYDIS_MNEMONIC_VMCALL:
-    case ZYDIS_MNEMONIC_VMMCALL:
     case ZYDIS_MNEMONIC_RSM:
     case ZYDIS_MNEMONIC_CLZERO:
     case ZYDIS_MNEMONIC_RDPRU:

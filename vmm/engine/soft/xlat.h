@@ -208,6 +208,7 @@ struct soft_engine {
     struct soft_cpu *cpu[ENGINE_MAX_VCPUS];
     _Atomic uint64_t *code_map; /* per guest page: bit n set when vCPU n has translations of it */
     uint64_t code_pages;
+    uint64_t tsc_base, wall_base_ns; /* host TSC and UTC when the engine was created */
 };
 
 enum soft_stat {
