@@ -472,6 +472,17 @@ static void port_permission(void **state)
     EXEC_FAULT(EXC_GP, 0, 0xee);
 }
 
+static void no_hypercalls(void **state)
+{
+    (void)state;
+    RAX = 10;
+    EXEC_OK(0x0f, 0x01, 0xd9); /* vmmcall */
+    assert_int_equal(RAX, (uint64_t)-1000);
+    sys_ring(3);
+    EXEC_OK(0x0f, 0x01, 0xc1); /* vmcall */
+    assert_int_equal(RAX, (uint64_t)-1);
+}
+
 static void cache_lines(void **state)
 {
     (void)state;
@@ -498,7 +509,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(cr0), T(into_long_mode), T(pae_pdptes), T(cr3), T(cr4), T(cr8), T(lmsw_smsw), T(umip), T(load_tables), T(lldt_ltr), T(lar_lsl),
         T(verr_verw), T(arpl), T(debug_registers), T(invpcid), T(cli_sti), T(pushf_popf), T(halt), T(port_read), T(port_write),
-        T(port_permission), T(port_breakpoints), T(cache_lines), T(not_ours),
+        T(port_permission), T(port_breakpoints), T(cache_lines), T(no_hypercalls), T(not_ours),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
