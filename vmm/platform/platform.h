@@ -69,7 +69,7 @@ int platform_create(const struct platform_config *cfg, struct platform **out, st
 void platform_destroy(struct platform *p);
 /* Machine reset: every device back to power-on state. */
 void platform_reset(struct platform *p);
-/* Input for COM1; returns how many of the bytes were taken (the rest after serial_room). */
+/* Input for COM1; returns how many of the bytes were taken (the rest after serial_room). None are before the guest listens: see serial.c. */
 size_t platform_serial_input(struct platform *p, const uint8_t *data, size_t len);
 /* Hands everything transmitted to serial_output now; false when the callback did not take it all. */
 bool platform_serial_flush(struct platform *p);

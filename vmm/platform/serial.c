@@ -16,6 +16,7 @@
 #define CHUNK 4096u
 #define GATHER_NS 1000000u /* how long the first byte waits for company */
 #define RETRY_NS 5000000u  /* the output took nothing: try again */
+#define LISTENING_POLLS 64u
 
 enum { REG_DATA, REG_IER, REG_IIR_FCR, REG_LCR, REG_MCR, REG_LSR, REG_MSR, REG_SCRATCH };
 
@@ -52,6 +53,12 @@ struct serial {
     uint8_t ier, fcr, lcr, mcr, msr, scratch, dll, dlm, overrun;
     bool tx_irq; /* the transmitter became empty and nobody has looked yet */
     bool irq_level, gathering, starved;
+    /* Input that comes before the guest's driver is there would be lost when the driver empties the FIFOs, so it waits on the line until the
+     * guest listens: receive interrupts are enabled and connected (drivers try the enable bits alone to find out what the port is), or the line
+     * status is read again and again with nothing else in between. */
+    bool listening;
+    unsigned polls;
+    bool rx_seen; /* the guest has seen that there is received data */
     uint8_t rx[RX_RING], tx[TX_RING];
     uint32_t rx_head, rx_count, tx_head, tx_count;
 };
@@ -96,6 +103,7 @@ static void rx_push(struct serial *s, uint8_t v)
 static uint8_t rx_pop(struct serial *s)
 {
     if (!s->rx_count) return 0;
+    s->rx_seen = true;
     uint8_t v = s->rx[s->rx_head];
     s->rx_head = (s->rx_head + 1) % RX_RING;
     s->rx_count--;
@@ -176,6 +184,8 @@ static uint8_t read_lsr(struct serial *s)
 {
     uint8_t v = (s->rx_count ? LSR_DATA : 0) | s->overrun | (tx_full(s) ? 0 : LSR_TX_EMPTY);
     s->overrun = 0;
+    if (s->rx_count) s->rx_seen = true;
+    if (!tx_full(s) && ++s->polls >= LISTENING_POLLS) s->listening = true; /* a full transmitter is waited for in the same way */
     return v;
 }
 
@@ -183,6 +193,7 @@ static uint8_t read_iir(struct serial *s)
 {
     uint8_t id = interrupt_id(s);
     if (id == IIR_TX) s->tx_irq = false;
+    if (id == IIR_RX || id == IIR_TIMEOUT) s->rx_seen = true;
     return id | (s->fcr & FCR_ENABLE ? IIR_FIFO : 0);
 }
 
@@ -206,6 +217,7 @@ static void update_modem(struct serial *s)
 static uint8_t reg_read(struct serial *s, unsigned reg)
 {
     uint8_t v;
+    if (reg != REG_LSR) s->polls = 0;
     switch (reg) {
     case REG_DATA: return s->lcr & LCR_DLAB ? s->dll : rx_pop(s);
     case REG_IER: return s->lcr & LCR_DLAB ? s->dlm : s->ier;
@@ -228,18 +240,28 @@ static void write_ier(struct serial *s, uint8_t v)
     if (s->ier & IER_TX && !(before & IER_TX) && !tx_full(s)) s->tx_irq = true;
 }
 
+/* The FIFO holds 16 bytes; what is behind them is still on the line and survives. So does what the guest has not seen yet: it might as well have
+ * come a moment later. (Linux enables receive interrupts, and empties the FIFO after that.) */
+static void clear_rx(struct serial *s)
+{
+    uint32_t n = s->rx_count < FIFO_SIZE ? s->rx_count : FIFO_SIZE;
+    if (!s->rx_seen && !(s->mcr & MCR_LOOP)) n = 0;
+    s->rx_head = (s->rx_head + n) % RX_RING;
+    s->rx_count -= n;
+    s->rx_seen = false;
+    s->overrun = 0;
+}
+
 static void write_fcr(struct serial *s, uint8_t v)
 {
     /* Turning the FIFOs on or off empties them. */
-    if ((s->fcr ^ v) & FCR_ENABLE || v & FCR_CLEAR_RX) {
-        s->rx_count = 0;
-        s->overrun = 0;
-    }
+    if ((s->fcr ^ v) & FCR_ENABLE || v & FCR_CLEAR_RX) clear_rx(s);
     s->fcr = v & FCR_ENABLE ? v & 0xc9 : 0;
 }
 
 static void reg_write(struct serial *s, unsigned reg, uint8_t v)
 {
+    s->polls = 0;
     switch (reg) {
     case REG_DATA:
         if (s->lcr & LCR_DLAB)
@@ -262,12 +284,13 @@ static void reg_write(struct serial *s, unsigned reg, uint8_t v)
     case REG_SCRATCH: s->scratch = v; break;
     default: break; /* LSR and MSR are read-only (their factory test is not imitated) */
     }
+    if (s->ier & IER_RX && s->mcr & MCR_OUT2) s->listening = true;
 }
 
 /* Room is told when the backlog is half empty, so that the reader of the host's input is not woken for every byte. */
 static bool tell_room(struct serial *s)
 {
-    if (!s->starved || s->rx_count > RX_RING / 2) return false;
+    if (!s->starved || !s->listening || s->rx_count > RX_RING / 2) return false;
     s->starved = false;
     return s->cfg.room != NULL;
 }
@@ -303,7 +326,7 @@ size_t serial_input(struct serial *s, const uint8_t *data, size_t len)
     size_t n = 0;
     pthread_mutex_lock(&s->lock);
     /* In loop-back mode the line is cut: what arrives waits. */
-    if (!(s->mcr & MCR_LOOP))
+    if (s->listening && !(s->mcr & MCR_LOOP))
         for (; n < len && s->rx_count < RX_RING; n++) rx_push(s, data[n]);
     if (n < len) s->starved = true;
     update_irq(s);
@@ -318,7 +341,8 @@ static void power_on(struct serial *s)
     s->ier = s->fcr = s->lcr = s->mcr = s->scratch = s->dlm = s->overrun = 0;
     s->dll = 12; /* 9600 baud, as firmware leaves it */
     s->msr = MSR_CONNECTED;
-    s->tx_irq = false;
+    s->tx_irq = s->listening = s->rx_seen = false;
+    s->polls = 0;
     s->rx_count = 0;
     update_irq(s);
 }
