@@ -16,9 +16,9 @@ static struct {
     u16 selector;
 } __attribute__((packed)) far32;
 
-CODE(call_far64, "rex.w lcall *(%rbx)\n far_back: int $0x82");
+CODE(call_far64, ".byte 0x48; lcall *(%rbx)\n far_back: int $0x82");
 CODE(call_far32, "lcall *(%rbx)\n far_back32: int $0x82");
-CODE(jump_far64, "rex.w ljmp *(%rbx)");
+CODE(jump_far64, ".byte 0x48; ljmp *(%rbx)");
 CODE(landing, "int $0x81");
 CODE(lret_landing, "lretq");
 CODE(lret_imm, "lretq $16");

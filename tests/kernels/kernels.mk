@@ -7,21 +7,22 @@ KERNEL_ELFS := $(KERNEL_NAMES:%=$(BUILD)/kernels/%.elf)
 KERNEL_CFLAGS := -std=gnu17 -O2 -g -m64 -ffreestanding -nostdlib -fpie -fvisibility=hidden -mno-red-zone -fno-strict-aliasing -mgeneral-regs-only \
     -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -Wall -Wextra -Werror -Itests/kernels/lib
 
-.PHONY: kernels kernels-test
+.PHONY: kernels
 kernels: $(KERNEL_ELFS)
-kernels-test: kernels
-	tests/kernels/run.sh
 
 $(BUILD)/kernels/lib/%.o: tests/kernels/lib/% $(wildcard tests/kernels/lib/*.h)
-	@mkdir -p $(@D)
-	$(CC) $(KERNEL_CFLAGS) -c $< -o $@
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(KERNEL_CFLAGS) -c $< -o $@
 
 $(BUILD)/kernels/%.o: tests/kernels/%.c $(wildcard tests/kernels/lib/*.h)
-	@mkdir -p $(@D)
-	$(CC) $(KERNEL_CFLAGS) -c $< -o $@
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(KERNEL_CFLAGS) -c $< -o $@
 
 # Multiboot 1 loads 32-bit ELF files.
 $(BUILD)/kernels/%.elf: $(BUILD)/kernels/%.o $(KERNEL_LIB) tests/kernels/lib/kernel.ld
-	$(CC) -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,max-page-size=4096 -Wl,--no-warn-rwx-segments \
+	$(call say,LD,$@)
+	$(Q)$(CC) -nostdlib -static -Wl,--build-id=none -Wl,-z,max-page-size=4096 -Wl,--no-warn-rwx-segments \
 	    -Wl,-T,tests/kernels/lib/kernel.ld $< $(KERNEL_LIB) -o $@.64
-	objcopy -O elf32-i386 $@.64 $@
+	$(Q)objcopy -O elf32-i386 $@.64 $@

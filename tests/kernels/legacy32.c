@@ -4,7 +4,7 @@
 #include "kernel.h"
 
 /* void legacy(u64 cr4, u64 cr3, u64 cr0): one visit. Identity-mapped code below 4 GiB; results in legacy_out. */
-__asm__(".pushsection .text\n.code64\n"
+__asm__(".pushsection .text.cases, \"ax\", @progbits\n.code64\n"
         ".global legacy\n"
         "legacy:\n"
         "    push %rbx; push %rbp; push %r12\n"

@@ -8,7 +8,7 @@
 #define RESULTS 0xa000ul
 
 /* Assembled for offset 0 of segment 0x900. ES = 0xa00 points to the results. */
-__asm__(".pushsection .text\n.code16\n"
+__asm__(".pushsection .text.cases, \"ax\", @progbits\n.code16\n"
         ".global real_code, real_code_end\n"
         "real_code:\n"
         "    cli\n"
@@ -41,11 +41,11 @@ __asm__(".pushsection .text\n.code16\n"
         "    ljmpw $0x901, $real_next - real_code - 16\n"
         "real_next: movw %cs, %es:48\n"
         "    movw $0x900, %ax; movw %ax, %ds\n"
-        /* LOOP, JCXZ, ENTER/LEAVE, XLAT, string compare. */
+        /* LOOP, JCXZ, ENTER and LEAVE (as bytes: assemblers differ on their suffixes), XLAT. */
         "    movw $5, %cx; xorw %ax, %ax\n"
         "3:  addw %cx, %ax; loop 3b; jcxz 4f; movw $0, %ax\n"
         "4:  movw %ax, %es:50\n"
-        "    movw %sp, %dx; enterw $8, $0; movw %sp, %cx; leavew; subw %sp, %dx; movw %dx, %es:52\n"
+        "    movw %sp, %dx; .byte 0xc8, 8, 0, 0; movw %sp, %cx; .byte 0xc9; subw %sp, %dx; movw %dx, %es:52\n"
         "    movw $table_16 - real_code, %bx; movb $3, %al; xlatb; movb %al, %es:54\n"
         /* Unreal mode: a 4 GiB limit loaded in protected mode stays. */
         "    lgdtl gdt_16 - real_code; movl %cr0, %eax; orb $1, %al; movl %eax, %cr0\n"
@@ -55,7 +55,7 @@ __asm__(".pushsection .text\n.code16\n"
         /* An offset over the limit of a real-mode segment: #GP (13). */
         "    movl $0x12345, %ebx\n"
         "    movw $0, %bp\n"
-        "real_gp: addr32 movw %ds:(%ebx), %ax\n"
+        "real_gp: .byte 0x67, 0x8b, 0x03\n"
         "    movw %bp, %es:62\n"
         "    movl $0x600dd00d, %es:64\n"
         "6:  hlt; jmp 6b\n"

@@ -106,7 +106,7 @@ struct frame {
 #define STR_(x) #x
 #define STR(x) STR_(x)
 #define CODE_BITS(bits, name, text)                                                                                   \
-    __asm__(".pushsection .text, \"ax\"\n.balign 64\n.code" #bits "\n.global " #name "\n" #name ":\n" text             \
+    __asm__(".pushsection .text.cases, \"ax\", @progbits\n.balign 64\n.code" #bits "\n.global " #name "\n" #name ":\n" text             \
             "\nint $0x81\n.code64\n.popsection");                                                                     \
     extern u8 name[]
 #define CODE(name, text) CODE_BITS(64, name, text)

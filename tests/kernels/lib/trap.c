@@ -165,7 +165,8 @@ bool ctx_faults(struct ctx *c, u64 vec, u64 err, const char *file, int line)
             print("    it is register %u\n", i);
         }
     ok &= check_eq(c->rflags & ~FL_RF, before.rflags & ~FL_RF, file, line, "rflags of the faulting instruction");
-    ok &= check_eq(c->cs, before.cs, file, line, "cs") & check_eq(c->ss, before.ss, file, line, "ss");
+    ok &= check_eq(c->cs, before.cs, file, line, "cs");
+    ok &= check_eq(c->ss, before.ss, file, line, "ss");
     if (!ok) print("    vector %lu error %lx rip %lx cr2 %lx\n", c->vector, c->error, c->rip, c->cr2);
     return ok;
 }
