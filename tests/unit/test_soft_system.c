@@ -385,6 +385,7 @@ static void halt(void **state)
     EXEC_FAULT(EXC_GP, 0, 0xf4);
     EXEC_FAULT(EXC_GP, 0, 0x0f, 0x09); /* wbinvd */
     EXEC_FAULT(EXC_UD, 0, 0x0f, 0x0b); /* ud2 */
+    EXEC_OK(0x0f, 0x01, 0xe8);         /* serialize */
     sys_ring(0);
     EXEC_OK(0x0f, 0x09);
     EXEC_FAULT(EXC_UD, 0, 0x0f, 0x01, 0xc8); /* monitor */

@@ -95,6 +95,8 @@ static void make_leaf1(struct soft_cpu *cpu, const struct host_info *h)
 /* VBMI VBMI2 VNNI BITALG VPOPCNTDQ */
 #define LEAF7_ECX_AVX512 (BIT(1) | BIT(6) | BIT(11) | BIT(12) | BIT(14))
 #define LEAF7_EDX_AVX512 (BIT(8) /* VP2INTERSECT */ | BIT(23) /* FP16 */)
+/* Without SERIALIZE, Linux synchronizes each patch of its text by an IRET to itself: over 100,000 of them in a boot. */
+#define LEAF7_EDX_ENGINE BIT(14)
 #define LEAF7_EDX_INTEL (BIT(26) /* SPEC_CTRL */ | BIT(29) /* ARCH_CAPABILITIES */)
 
 static void make_leaf7(struct soft_cpu *cpu, const struct host_info *h)
@@ -106,7 +108,7 @@ static void make_leaf7(struct soft_cpu *cpu, const struct host_info *h)
     g[0][0] = more ? 1 : 0;
     g[0][1] = (r[1] & (LEAF7_EBX_HOST | (avx & BIT(5)) | (avx512 & LEAF7_EBX_AVX512))) | LEAF7_EBX_ENGINE;
     g[0][2] = (r[2] & (BIT(8) /* GFNI */ | (avx & LEAF7_ECX_AVX) | (avx512 & LEAF7_ECX_AVX512))) | LEAF7_ECX_ENGINE;
-    g[0][3] = (r[3] & (BIT(4) /* FSRM */ | (avx512 & LEAF7_EDX_AVX512))) | (h->intel ? LEAF7_EDX_INTEL : 0);
+    g[0][3] = (r[3] & (BIT(4) /* FSRM */ | (avx512 & LEAF7_EDX_AVX512))) | LEAF7_EDX_ENGINE | (h->intel ? LEAF7_EDX_INTEL : 0);
     if (!more) return;
     host(7, 1, r);
     /* AVX-VNNI, AVX512-BF16, and the fast string bits */

@@ -208,6 +208,7 @@ static enum soft_result misc_insn(struct soft_cpu *cpu, const struct insn *in)
     case ZYDIS_MNEMONIC_IN: return in_insn(cpu, in);
     case ZYDIS_MNEMONIC_OUT: return out_insn(cpu, in);
     case ZYDIS_MNEMONIC_HLT: return hlt(cpu, in);
+    case ZYDIS_MNEMONIC_SERIALIZE: return sys_done(cpu, in); /* every instruction that comes here is in order already */
     case ZYDIS_MNEMONIC_INVD:
     case ZYDIS_MNEMONIC_WBINVD: return privileged_nop(cpu, in);
     case ZYDIS_MNEMONIC_CLFLUSH:
