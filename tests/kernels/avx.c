@@ -2,11 +2,14 @@
 // QEMU: fails: VMASKMOVPS reads masked-out elements
 #include "kernel.h"
 
-CODE(gather, "vpcmpeqd %ymm1, %ymm1, %ymm1; vmovdqu (%rcx), %ymm2\n gather_here: vpgatherdd %ymm1, (%rbx, %ymm2, 4), %ymm0");
+CODE(gather,
+     "vpcmpeqd %ymm1, %ymm1, %ymm1; vmovdqu (%rcx), %ymm2\n gather_here: vpgatherdd %ymm1, (%rbx, %ymm2, 4), %ymm0");
 CODE(masked_load, "vmovdqu (%rcx), %ymm1; vmaskmovps (%rbx), %ymm1, %ymm0");
 CODE(masked_store, "vmovdqu (%rcx), %ymm1; vpcmpeqd %ymm0, %ymm0, %ymm0; vmaskmovps %ymm0, %ymm1, (%rbx)");
 CODE(zmm, "vmovdqu64 (%rbx), %zmm1; vpaddd %zmm1, %zmm1, %zmm31; vmovdqu64 %zmm31, (%rbx)");
-CODE(opmask, "mov $0x00ff, %eax; kmovw %eax, %k1; vpxord %zmm2, %zmm2, %zmm2; vmovdqu32 (%rbx), %zmm2{%k1}{z}; vmovdqu64 %zmm2, (%rcx)");
+CODE(
+    opmask,
+    "mov $0x00ff, %eax; kmovw %eax, %k1; vpxord %zmm2, %zmm2, %zmm2; vmovdqu32 (%rbx), %zmm2{%k1}{z}; vmovdqu64 %zmm2, (%rcx)");
 CODE(masked_fault, "mov $0x000f, %eax; kmovw %eax, %k1; vmovdqu32 (%rbx), %zmm3{%k1}{z}; vmovdqu32 %zmm3, (%rbx){%k1}");
 CODE(embedded, "vpaddd (%rbx){1to16}, %zmm1, %zmm4; vmovdqu64 %zmm4, (%rcx)");
 LABEL(gather_here);

@@ -6,17 +6,25 @@
 static struct ctx c;
 
 /* Defines NAME and how long it is. */
-#define CODE32(name, text) CODE_BITS(32, name, text "\n int $0x81\n .global " #name "_end\n " #name "_end:"); LABEL(name##_end)
+#define CODE32(name, text)                                                             \
+    CODE_BITS(32, name, text "\n int $0x81\n .global " #name "_end\n " #name "_end:"); \
+    LABEL(name##_end)
 
 CODE32(arith, "mov $0xfffffffe, %eax; add $5, %eax; inc %ecx; dec %edx; lea 4(%ecx,%edx,2), %esi");
-CODE32(bcd, "mov $0x59, %al; add $0x38, %al; daa; mov %eax, %ebx; mov $0x17, %al; aam; mov %eax, %ecx; mov $0x0205, %ax; aad; mov %eax, %edx");
-CODE32(stack, "pusha; mov %esp, %eax; add $32, %esp; push %es; push $0x1234; pushw $0x77; popw %bx; pop %ecx; pop %es; enter $16, $0; leave");
+CODE32(
+    bcd,
+    "mov $0x59, %al; add $0x38, %al; daa; mov %eax, %ebx; mov $0x17, %al; aam; mov %eax, %ecx; mov $0x0205, %ax; aad; mov %eax, %edx");
+CODE32(
+    stack,
+    "pusha; mov %esp, %eax; add $32, %esp; push %es; push $0x1234; pushw $0x77; popw %bx; pop %ecx; pop %es; enter $16, $0; leave");
 CODE32(popa, "pusha; mov $0, %ebx; mov $0, %edi; popa");
 CODE32(bound_ok, "mov $5, %eax; bound %eax, (%ebx)");
 CODE32(bound_bad, "bound %eax, (%ebx)");
 CODE32(into_of, "mov $0x7fffffff, %eax; add $1, %eax; into");
 CODE32(into_no, "xor %eax, %eax; into");
-CODE32(calls, "call 1f; jmp 2f; 1: mov (%esp), %eax; ret; 2: mov $3, %ecx; xor %edx, %edx; 3: inc %edx; loop 3b; jecxz 4f; ud2; 4: nop");
+CODE32(
+    calls,
+    "call 1f; jmp 2f; 1: mov (%esp), %eax; ret; 2: mov $3, %ecx; xor %edx, %edx; 3: inc %edx; loop 3b; jecxz 4f; ud2; 4: nop");
 CODE32(lds_, "les (%ebx), %eax; mov %es:(%eax), %ecx");
 CODE32(segbase, "mov %ecx, %es; mov %es:(%ebx), %eax");
 CODE32(segstore, "mov %ecx, %es; mov %eax, %es:(%ebx)");
@@ -101,7 +109,7 @@ static void segments(void)
     CODE32(seg_edge, "mov %ecx, %es; mov %es:0x1001, %eax");
     CHECK_EQ(RUN_CX(seg_in, SEL_TEST | 3), END);
     CHECK_EQ(c.gpr[RAX], 0xcafe);
-    CHECK_EQ(RUN_CX(seg_edge, SEL_TEST | 3), GP); /* its last byte is over */
+    CHECK_EQ(RUN_CX(seg_edge, SEL_TEST | 3), GP);                  /* its last byte is over */
     gdt[SEL_TEST / 8] = (descriptor & ~(0xful << 40)) | 7ul << 40; /* expand-down: the offsets above the limit */
     CHECK_EQ(RUN_CX(seg_in, SEL_TEST | 3), GP);
     gdt[SEL_TEST / 8] = (descriptor & ~(0xful << 40)) | 1ul << 40; /* read-only */

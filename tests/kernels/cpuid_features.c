@@ -6,6 +6,7 @@
 static struct ctx c;
 static u8 buffer[256] __attribute__((aligned(64)));
 
+/* clang-format off */
 #define BITS(X)                                                                                                       \
     X(fpu, 1, 0, d, 0, "fld1; fstp %st(0)")                                                                           \
     X(tsc, 1, 0, d, 4, "rdtsc")                                                                                       \
@@ -74,6 +75,7 @@ static u8 buffer[256] __attribute__((aligned(64)));
     X(now3d, 0x80000001, 0, d, 31, "pfadd %mm0, %mm1; femms")                                                         \
     X(clzero, 0x80000008, 0, b, 0, "mov %rbx, %rax; clzero")                                                          \
     X(wbnoinvd, 0x80000008, 0, b, 9, "wbnoinvd")
+/* clang-format on */
 
 #define DEFINE(name, leaf, sub, reg, bit, text) CODE(use_##name, text);
 BITS(DEFINE)
@@ -122,7 +124,8 @@ static void consistent(void)
     static const struct {
         u64 bit;
         int present;
-    } pairs[] = {{CR4_SMEP, 0}, {CR4_SMAP, 1}, {CR4_FSGSBASE, 2}, {CR4_PCIDE, 3}, {CR4_UMIP, 4}, {CR4_OSXSAVE, 5}, {1ul << 22, 6}, {1ul << 12, 7}};
+    } pairs[] = {{CR4_SMEP, 0}, {CR4_SMAP, 1},    {CR4_FSGSBASE, 2}, {CR4_PCIDE, 3},
+                 {CR4_UMIP, 4}, {CR4_OSXSAVE, 5}, {1ul << 22, 6},    {1ul << 12, 7}};
     int has[8] = {HAS_SMEP, HAS_SMAP, HAS_FSGSBASE, HAS_PCID, HAS_UMIP, HAS_XSAVE, HAS_7C(3), HAS_7C(16)};
     u64 plain = cr4();
     for (unsigned i = 0; i < 7; i++) {
@@ -152,7 +155,7 @@ int main(void)
         xsetbv(0, cpuid(0xd, 0).a & 0xe7);
     }
     print("not there: ");
-#define TRY(name, leaf, sub, reg, bit, text)                                                                          \
+#define TRY(name, leaf, sub, reg, bit, text) \
     try(#name, maximum(leaf) >= leaf && (cpuid(leaf, sub).reg >> bit & 1), use_##name);
     BITS(TRY)
     print("\n");

@@ -8,12 +8,13 @@ CODE(div8, "div %cl");
 CODE(ud2_, "ud2");
 CODE(ud1_, "ud1 %eax, %eax");
 CODE(ud0_, ".byte 0x0f, 0xff, 0xc0");
-CODE(lock_reg, ".byte 0xf0, 0x01, 0xc8");       /* lock add %ecx, %eax */
-CODE(lock_mov, ".byte 0xf0, 0x89, 0x08");       /* lock mov %ecx, (%rax) */
-CODE(lock_cmp, ".byte 0xf0, 0x39, 0x08");       /* lock cmp: writes nothing */
-CODE(push_es64, ".byte 0x06");                  /* not in 64-bit mode */
+CODE(lock_reg, ".byte 0xf0, 0x01, 0xc8"); /* lock add %ecx, %eax */
+CODE(lock_mov, ".byte 0xf0, 0x89, 0x08"); /* lock mov %ecx, (%rax) */
+CODE(lock_cmp, ".byte 0xf0, 0x39, 0x08"); /* lock cmp: writes nothing */
+CODE(push_es64, ".byte 0x06");            /* not in 64-bit mode */
 CODE(daa64, ".byte 0x27");
-CODE(too_long, ".byte 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90, 0x90");
+CODE(too_long,
+     ".byte 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90, 0x90");
 CODE(longest, ".byte 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90");
 CODE(noncanonical, "mov (%rax), %rcx");
 CODE(noncanonical_stack, "push %rcx");
@@ -102,10 +103,10 @@ static void general_protection(void)
     kernel_fault(noncanonical, GP, 0x7ffffffffffdul); /* the end of the operand is what's wrong */
     kernel_fault(movaps_odd, GP, (u64)ctx_stack + 8);
     kernel_fault(noncanonical_jump, GP, 0x1234567812345678ul);
-    kernel_fault(bad_cr0, GP, cr0() & ~1ul);        /* PG without PE */
+    kernel_fault(bad_cr0, GP, cr0() & ~1ul); /* PG without PE */
     kernel_fault(bad_cr0, GP, cr0() | 1ul << 32);
     kernel_fault(bad_cr0, GP, (cr0() | 1ul << 29) & ~(1ul << 30)); /* NW without CD */
-    kernel_fault(bad_cr4, GP, cr4() & ~0x20ul);     /* PAE off in long mode */
+    kernel_fault(bad_cr4, GP, cr4() & ~0x20ul);                    /* PAE off in long mode */
     kernel_fault(bad_cr4, GP, cr4() | 1ul << 31);
     ctx_user(&c, user_hlt);
     ctx_kernel(&c, bad_msr);

@@ -2,7 +2,7 @@
 #include "kernel.h"
 
 #define T(n) (SEL_TEST + 8 * (n))
-#define GATE T(0)     /* 16 bytes: call gate to kernel code */
+#define GATE T(0) /* 16 bytes: call gate to kernel code */
 #define CONFORMING T(2)
 #define BAD_GATE T(4)
 
@@ -106,7 +106,7 @@ static void gates(void)
     u64 rsp = c.gpr[RSP], top = tss[0].rsp[0];
     CHECK_EQ(ctx_run(&c), END);
     CHECK_EQ(c.cs, SEL_KCODE);
-    CHECK_EQ(c.ss, 0);                          /* a null selector with RPL = the new CPL */
+    CHECK_EQ(c.ss, 0); /* a null selector with RPL = the new CPL */
     CHECK_EQ(c.gpr[RSP], top - 32);
     u64 *f = (u64 *)c.gpr[RSP];
     CHECK_EQ(f[0], user(far_back));

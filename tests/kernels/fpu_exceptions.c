@@ -3,11 +3,14 @@
 #include "kernel.h"
 
 CODE(x87_div, "fninit; movw $0x37e, (%rbx); fldcw (%rbx); fld1; fchs; fsqrt\n mf_next: nop\n mf_wait: fwait");
-CODE(x87_div_then_fninit, "fninit; movw $0x37e, (%rbx); fldcw (%rbx); fld1; fchs; fsqrt; fnstsw %ax; fnclex; fld1; fwait");
+CODE(x87_div_then_fninit,
+     "fninit; movw $0x37e, (%rbx); fldcw (%rbx); fld1; fchs; fsqrt; fnstsw %ax; fnclex; fld1; fwait");
 CODE(x87_store, "fninit; movw $0x37e, (%rbx); fldcw (%rbx); fld1; fchs; fsqrt\n mf_store: fstpl (%rbx)");
-CODE(sse_div, "movl $0x1d80, (%rbx); ldmxcsr (%rbx); movsd (%rcx), %xmm0; xorpd %xmm1, %xmm1\n xm_here: divsd %xmm1, %xmm0");
+CODE(sse_div,
+     "movl $0x1d80, (%rbx); ldmxcsr (%rbx); movsd (%rcx), %xmm0; xorpd %xmm1, %xmm1\n xm_here: divsd %xmm1, %xmm0");
 CODE(sse_bad_mxcsr, "ldmxcsr (%rbx)");
-CODE(sse_mem, "movl $0x1d80, (%rbx); ldmxcsr (%rbx); xorpd %xmm1, %xmm1; movsd (%rcx), %xmm0\n xm_mem: divsd 8(%rcx), %xmm0");
+CODE(sse_mem,
+     "movl $0x1d80, (%rbx); ldmxcsr (%rbx); xorpd %xmm1, %xmm1; movsd (%rcx), %xmm0\n xm_mem: divsd 8(%rcx), %xmm0");
 LABEL(mf_wait);
 LABEL(mf_store);
 LABEL(xm_here);

@@ -87,8 +87,8 @@ int main(void)
     expect(avx, NM);
     set_cr0(plain0);
     expect(avx, END);
-    set_xcr0(5, GP);          /* AVX without SSE */
-    set_xcr0(6, GP);          /* x87 is always on */
+    set_xcr0(5, GP); /* AVX without SSE */
+    set_xcr0(6, GP); /* x87 is always on */
     set_xcr0(1ul << 62 | 7, GP);
     CHECK_EQ(xgetbv(0), 7);
     ctx_user(&c, do_xsetbv);

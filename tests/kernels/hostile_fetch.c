@@ -22,8 +22,8 @@ static void go(u64 va)
 
 int main(void)
 {
-    static const u64 frames[] = {0xd0000000, 0xfee00000, 0xfec00000, 0xfed00000, 0xffff0000, 0x80000000, 64ul << 20, 1ul << 32,
-                                 1ul << 38, (1ul << 39) - PAGE};
+    static const u64 frames[] = {0xd0000000, 0xfee00000, 0xfec00000, 0xfed00000, 0xffff0000,
+                                 0x80000000, 64ul << 20, 1ul << 32,  1ul << 38,  (1ul << 39) - PAGE};
     exceptions_on_ist(true);
     for (unsigned i = 0; i < sizeof frames / sizeof *frames; i++) {
         map_page(TEST_VA, frames[i], PTE_W);

@@ -12,7 +12,8 @@ CODE(load_ds, "mov %ecx, %fs");
 CODE(stack_ops, "push %rax; pushfq; popfq; enter $32, $3; leave; lea 64(%rsp), %rsp; xchg %rax, (%rsp)");
 
 static struct ctx c;
-static const u64 nowhere[] = {0xd0000000, 0xfee00000, 0xfec00000, 0x80000000, 64ul << 20, 1ul << 33, (1ul << 39) - PAGE};
+static const u64 nowhere[] = {0xd0000000, 0xfee00000, 0xfec00000,        0x80000000,
+                              64ul << 20, 1ul << 33,  (1ul << 39) - PAGE};
 #define N (sizeof nowhere / sizeof *nowhere)
 
 static void page_tables(void)
@@ -65,7 +66,8 @@ static void stacks(void)
             ctx_kernel(&c, code[k]);
             c.gpr[RSP] = TEST_VA + 0xe00;
             u64 v = ctx_run(&c);
-            if (!CHECK(v == END || v == PF || v == GP || v == UD || v == SS)) print("    vector %lu at %lx, code %u, frame %u\n", v, c.rip, k, i);
+            if (!CHECK(v == END || v == PF || v == GP || v == UD || v == SS))
+                print("    vector %lu at %lx, code %u, frame %u\n", v, c.rip, k, i);
         }
         /* Interrupt delivery to such a stack; the handler only comes back by the next trap, which has IST1. */
         tss[0].ist[4] = TEST_VA + 0x800;
@@ -76,7 +78,8 @@ static void stacks(void)
         CHECK(v == END || v == DF);
     }
     /* Around the ends of the address space. */
-    static const u64 edges[] = {0, 4, 7, 0x7ffffffffffcul, 0x800000000000ul, 0xffff800000000000ul, 0xffff800000000004ul, -1ul, -4ul};
+    static const u64 edges[] = {
+        0, 4, 7, 0x7ffffffffffcul, 0x800000000000ul, 0xffff800000000000ul, 0xffff800000000004ul, -1ul, -4ul};
     for (unsigned i = 0; i < sizeof edges / sizeof *edges; i++)
         for (unsigned k = 0; k < 3; k++) {
             ctx_kernel(&c, code[k]);
@@ -98,7 +101,10 @@ static void descriptor_tables(void)
         map_page(TEST_VA, nowhere[i], PTE_W | PTE_PCD);
         u64 v;
         /* IRET and exceptions read the GDT too, so only the one load happens while it is away. */
-        __asm__ volatile("lgdt %1; lar %k2, %k0; lgdt %3" : "=r"(v) : "m"(where), "r"((u64)SEL_UDATA), "m"(good) : "cc");
+        __asm__ volatile("lgdt %1; lar %k2, %k0; lgdt %3"
+                         : "=r"(v)
+                         : "m"(where), "r"((u64)SEL_UDATA), "m"(good)
+                         : "cc");
     }
     /* All-ones descriptors. */
     static u64 ones[2] = {-1ul, -1ul};

@@ -65,8 +65,9 @@ int main(void)
     static const struct {
         u64 va;
         u64 vector;
-    } cases[] = {{0x7ffffffffff8ul, END}, {0x7ffffffffff9ul, GP}, {0x7ffffffffffful, GP}, {0x800000000000ul, GP},
-                 {0xffff800000000000ul, END}, {0xffff7ffffffffff9ul, GP}, {0xffff7ffffffffffful, GP}, {-8ul, END}};
+    } cases[] = {
+        {0x7ffffffffff8ul, END},     {0x7ffffffffff9ul, GP},     {0x7ffffffffffful, GP},     {0x800000000000ul, GP},
+        {0xffff800000000000ul, END}, {0xffff7ffffffffff9ul, GP}, {0xffff7ffffffffffful, GP}, {-8ul, END}};
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
         for (unsigned w = 0; w < 2; w++) {
             ctx_kernel(&c, w ? store : load);
@@ -89,7 +90,7 @@ int main(void)
     c.gpr[RSI] = (u64)page, c.gpr[RDI] = 0x7ffffffffff0ul, c.gpr[RCX] = 64;
     CHECK_EQ(ctx_run(&c), GP);
     CHECK_EQ(c.gpr[RCX], 48); /* what fitted was done */
-    ctx_kernel(&c, bt_far); /* the bit offset moves the address: 2^62 bits below */
+    ctx_kernel(&c, bt_far);   /* the bit offset moves the address: 2^62 bits below */
     c.gpr[RBX] = 0, c.gpr[RAX] = 1ul << 62;
     CHECK_EQ(ctx_run(&c), GP);
     ctx_kernel(&c, bt_far);

@@ -40,7 +40,7 @@ int main(void)
     CHECK_EQ(handler_rsp, rsp0);
     CHECK_EQ(handler_flags & FL_IF, 0); /* an interrupt gate clears IF */
     CHECK_EQ(seen.rflags & FL_IF, FL_IF);
-    CHECK_EQ(c.rflags & FL_IF, FL_IF);                /* and IRET brings it back */
+    CHECK_EQ(c.rflags & FL_IF, FL_IF); /* and IRET brings it back */
     CHECK_EQ(seen.ss, SEL_UDATA | 3);
     CHECK_EQ(c.gpr[RSP], (u64)user(ctx_stack) + sizeof ctx_stack - 67);
 

@@ -29,7 +29,9 @@ static void work(void *arg)
         __asm__ volatile("lock xaddq %0, %1" : "+r"(one), "+m"(tickets)::"cc");
         /* CMPXCHG loop. */
         u64 old = *(volatile u64 *)(area + 192);
-        while (!__atomic_compare_exchange_n((u64 *)(area + 192), &old, old + 3, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
+        while (!__atomic_compare_exchange_n((u64 *)(area + 192), &old, old + 3, false, __ATOMIC_SEQ_CST,
+                                            __ATOMIC_SEQ_CST)) {
+        }
         /* XCHG spin lock around plain increments (XCHG locks without a prefix). */
         while (__atomic_exchange_n(&spinlock, 1, __ATOMIC_ACQUIRE)) pause();
         guarded[0]++;

@@ -9,6 +9,7 @@ static struct ctx c;
 static const u64 ram_page = TEST_VA, hole_page = TEST_VA + PAGE, ram_page2 = TEST_VA + 2 * PAGE;
 
 /* text with the operand at (%rbx), before: the register, RAX = a, RCX = 5; after: the register and EAX. */
+/* clang-format off */
 #define FORMS(X)                                                                                                      \
     X(load, "mov (%rbx), %eax", 0x12345678, 0x12345678, 0x12345678)                                                   \
     X(store, "mov %eax, (%rbx)", 1, 0x1000000f, 0x1000000f)                                                           \
@@ -55,6 +56,7 @@ static const u64 ram_page = TEST_VA, hole_page = TEST_VA + PAGE, ram_page2 = TES
     X(fild, "fninit; fildl (%rbx); fld1; faddp; fistpl (%rbx)", 41, 42, 0x1000000f)                                   \
     X(mov32_abs, "mov %ebx, %ebx; mov 0(%ebx), %eax", 0x55aa, 0x55aa, 0x55aa)                                         \
     X(indexed, "shr $2, %rbx; mov (, %rbx, 4), %eax", 0x55ab, 0x55ab, 0x55ab)
+/* clang-format on */
 
 #define DEFINE(name, text, before, after, eax) CODE(form_##name, text);
 FORMS(DEFINE)

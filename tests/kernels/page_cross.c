@@ -10,6 +10,7 @@ static const u64 edge = TEST_VA + PAGE;
 static u8 image[64], start_image[64], vectors[4][64] __attribute__((aligned(64)));
 
 /* `name`, operand size in bytes, whether it writes memory, text with the operand at (%rbx). */
+/* clang-format off */
 #define FORMS(X)                                                                                                      \
     X(mov_load, 8, 0, "mov (%rbx), %rax")                                                                             \
     X(mov_store, 8, 1, "mov %rax, (%rbx)")                                                                            \
@@ -74,6 +75,7 @@ static u8 image[64], start_image[64], vectors[4][64] __attribute__((aligned(64))
     X(vbroadcast, 8, 0, "vbroadcastsd (%rbx), %ymm4; vmovq %xmm4, %rax")                                              \
     X(vextract, 16, 1, "vextractf128 $1, %ymm3, (%rbx)")                                                              \
     X(vmaskmov, 32, 1, "vmaskmovps %ymm3, %ymm1, (%rbx)")
+/* clang-format on */
 
 #define DEFINE(name, size, writes, text) CODE(form_##name, text);
 FORMS(DEFINE)
@@ -140,6 +142,22 @@ static void try(const struct form *f, bool avx, const char *layout, bool read_on
     invlpg(edge);
 }
 
+CODE(movaps_form, "movaps (%rbx), %xmm2");
+CODE(paddd_form, "paddd (%rbx), %xmm2");
+CODE(movntdq_form, "movntdq %xmm1, (%rbx)");
+
+/* Forms that want alignment insist on it on every path. */
+static void aligned_forms(const char *layout)
+{
+    static u8 *const code[] = {movaps_form, paddd_form, movntdq_form};
+    for (unsigned i = 0; i < 3; i++)
+        for (u64 at = edge - 24; at < edge + 32; at += 8) {
+            ctx_kernel(&c, code[i]);
+            c.gpr[RBX] = at;
+            if (!(at % 16 ? FAULTS(&c, GP, 0) : COMPLETES(&c))) print("    %s, at %lx\n", layout, at);
+        }
+}
+
 static void vectors_on(void)
 {
     __asm__ volatile("movups %0, %%xmm1; movups %1, %%xmm3; movq %0, %%mm1" ::"m"(vectors[0]), "m"(vectors[1]));
@@ -154,6 +172,7 @@ static void all_forms(u64 low, u64 high, const char *layout, bool read_only)
         vectors_on();
         try(&forms[i], false, layout, read_only);
     }
+    aligned_forms(layout);
     if (!(cr4() & CR4_OSXSAVE)) return;
     __asm__ volatile("vmovups %0, %%ymm1; vmovups %1, %%ymm3" ::"m"(vectors[0]), "m"(vectors[1]));
     __asm__ volatile("vpcmpeqb %ymm1, %ymm1, %ymm1"); /* mask: all lanes */

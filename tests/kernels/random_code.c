@@ -14,7 +14,8 @@ static u64 endings[256];
 /* Bytes that are likelier to be instructions: common opcodes and prefixes now and then among the random ones. */
 static void fill(u8 *p, unsigned n)
 {
-    static const u8 common[] = {0x0f, 0x48, 0x66, 0xf2, 0xf3, 0xf0, 0x89, 0x8b, 0x01, 0xc5, 0xc4, 0x62, 0x83, 0xff, 0xd9, 0xdd, 0xa4, 0xab, 0x50, 0x58};
+    static const u8 common[] = {0x0f, 0x48, 0x66, 0xf2, 0xf3, 0xf0, 0x89, 0x8b, 0x01, 0xc5,
+                                0xc4, 0x62, 0x83, 0xff, 0xd9, 0xdd, 0xa4, 0xab, 0x50, 0x58};
     for (unsigned i = 0; i < n; i++) {
         u64 r = random64(&seed);
         p[i] = (u8)(r & 0x300 ? r : common[(r >> 16) % sizeof common]);
@@ -73,7 +74,9 @@ int main(void)
         for (unsigned traps = 0; traps < 20; traps++) { /* go on behind faults, by one byte */
             u64 v = ctx_run(&c);
             endings[v]++;
-            if (!CHECK_EQ(c.cs & 3, 3)) print("    vector %lu error %lx rip %lx cr2 %lx, round %u, trap %u\n", v, c.error, c.rip, c.cr2, round, traps);
+            if (!CHECK_EQ(c.cs & 3, 3))
+                print("    vector %lu error %lx rip %lx cr2 %lx, round %u, trap %u\n", v, c.error, c.rip, c.cr2, round,
+                      traps);
             if (v == TIMER) {
                 apic_eoi();
                 break;

@@ -8,76 +8,77 @@
 #define RESULTS 0xa000ul
 
 /* Assembled for offset 0 of segment 0x900. ES = 0xa00 points to the results. */
-__asm__(".pushsection .text.cases, \"ax\", @progbits\n.code16\n"
-        ".global real_code, real_code_end\n"
-        "real_code:\n"
-        "    cli\n"
-        "    movw %cs, %ax; movw %ax, %ds\n"
-        "    movw $0xa00, %ax; movw %ax, %es\n"
-        "    movw $0xb00, %ax; movw %ax, %ss; movw $0x800, %sp\n"
-        "    movw %cs, %es:0\n" /* 0: CS */
-        "    movw $0x7fff, %ax; addw $1, %ax; pushfw; popw %bx; movw %ax, %es:2; movw %bx, %es:4\n"
-        "    movw $1000, %ax; movw $1000, %cx; mulw %cx; movw %ax, %es:6; movw %dx, %es:8\n"
-        "    movw $0x1234, %dx; movw $0x5678, %ax; movw $0x4321, %cx; divw %cx; movw %ax, %es:10; movw %dx, %es:12\n"
-        "    movl $0x12345678, %eax; addl $0x11111111, %eax; movl %eax, %es:14\n" /* 32-bit operands */
-        "    movw $0x1111, %ax; pushw %ax; popw %cx; movw %cx, %es:18; movw %sp, %es:20\n"
-        "    calll 1f\n" /* 32-bit call: 4 bytes on the stack */
-        "    jmp 2f\n"
-        "1:  movw %sp, %es:22; retl\n"
-        "2:  movw $data_16 - real_code, %si; movw $30, %di; movw $3, %cx; cld; rep movsw\n" /* 30..35 */
-        "    movw $0xffff, %bx; movb $0x5a, %es:(%bx)\n"                                     /* the last byte of the segment */
-        "    movw $2, %bx; movw $0x10, %si; leaw -3(%bx, %si), %ax; movw %ax, %es:36\n"
-        "    movb $0x15, %al; addb $0x27, %al; daa; movb %al, %es:38\n"
-        "    movw $0x0709, %ax; aad; movb %al, %es:39\n"
-        /* INT 0x60 and a divide error through the IVT, set up by the boot CPU. */
-        "    movw $0xbeef, %ax; int $0x60; movw %ax, %es:40\n"
-        "    xorw %cx, %cx; movw $1, %ax\n"
-        "real_div: divw %cx\n"
-        "    movw %bp, %es:42\n" /* set by the handler: offset of the fault */
-        "    sti; pushfw; cli; popw %ax; andw $0x200, %ax; movw %ax, %es:44\n"
-        /* A far call and return, a far jump. */
-        "    lcall *far_16 - real_code\n"
-        "    movw %ax, %es:46\n"
-        "    ljmpw $0x901, $real_next - real_code - 16\n"
-        "real_next: movw %cs, %es:48\n"
-        "    movw $0x900, %ax; movw %ax, %ds\n"
-        /* LOOP, JCXZ, ENTER and LEAVE (as bytes: assemblers differ on their suffixes), XLAT. */
-        "    movw $5, %cx; xorw %ax, %ax\n"
-        "3:  addw %cx, %ax; loop 3b; jcxz 4f; movw $0, %ax\n"
-        "4:  movw %ax, %es:50\n"
-        "    movw %sp, %dx; .byte 0xc8, 8, 0, 0; movw %sp, %cx; .byte 0xc9; subw %sp, %dx; movw %dx, %es:52\n"
-        "    movw $table_16 - real_code, %bx; movb $3, %al; xlatb; movb %al, %es:54\n"
-        /* Unreal mode: a 4 GiB limit loaded in protected mode stays. */
-        "    lgdtl gdt_16 - real_code; movl %cr0, %eax; orb $1, %al; movl %eax, %cr0\n"
-        "    movw $8, %bx; movw %bx, %fs; andb $0xfe, %al; movl %eax, %cr0; jmp 5f\n"
-        "5:  xorw %bx, %bx; movw %bx, %fs; movl $0x200000, %ebx; movl %fs:(%ebx), %eax; movl %eax, %es:56\n"
-        "    smsww %ax; andw $1, %ax; movw %ax, %es:60\n"
-        /* An offset over the limit of a real-mode segment: #GP (13). */
-        "    movl $0x12345, %ebx\n"
-        "    movw $0, %bp\n"
-        "real_gp: .byte 0x67, 0x8b, 0x03\n"
-        "    movw %bp, %es:62\n"
-        "    movl $0x600dd00d, %es:64\n"
-        "6:  hlt; jmp 6b\n"
-        "handler_60: cmpw $0xbeef, %ax; jne 7f; movw $0xcafe, %ax\n"
-        "7:  iretw\n"
-        "handler_fault: pushw %bx; movw %sp, %bx; movw %ss:2(%bx), %bp\n" /* the offset saved: of the instruction itself */
-        "    cmpw $real_div - real_code, %bp; jne 8f; addw $2, %ss:2(%bx); jmp 9f\n"
-        "8:  addw $4, %ss:2(%bx)\n"
-        "9:  popw %bx; iretw\n"
-        "far_target: movw $0x7007, %ax; lretw\n"
-        ".balign 4\n"
-        "data_16: .word 0x1122, 0x3344, 0x5566\n"
-        "far_16: .word far_target - real_code, 0x900\n"
-        "table_16: .byte 9, 8, 7, 6, 5\n"
-        ".balign 8\n"
-        "gdt_16: .word 15; .long gdt_16_table\n"
-        "real_code_end:\n"
-        ".code64\n.popsection\n"
-        ".pushsection .data\n.balign 8\ngdt_16_table: .quad 0, 0x00cf93000000ffff\n"
-        ".global handler_60_at, handler_fault_at, div_at, gp_at\n"
-        "handler_60_at: .word handler_60 - real_code\nhandler_fault_at: .word handler_fault - real_code\n"
-        "div_at: .word real_div - real_code\ngp_at: .word real_gp - real_code\n.popsection");
+__asm__(
+    ".pushsection .text.cases, \"ax\", @progbits\n.code16\n"
+    ".global real_code, real_code_end\n"
+    "real_code:\n"
+    "    cli\n"
+    "    movw %cs, %ax; movw %ax, %ds\n"
+    "    movw $0xa00, %ax; movw %ax, %es\n"
+    "    movw $0xb00, %ax; movw %ax, %ss; movw $0x800, %sp\n"
+    "    movw %cs, %es:0\n" /* 0: CS */
+    "    movw $0x7fff, %ax; addw $1, %ax; pushfw; popw %bx; movw %ax, %es:2; movw %bx, %es:4\n"
+    "    movw $1000, %ax; movw $1000, %cx; mulw %cx; movw %ax, %es:6; movw %dx, %es:8\n"
+    "    movw $0x1234, %dx; movw $0x5678, %ax; movw $0x4321, %cx; divw %cx; movw %ax, %es:10; movw %dx, %es:12\n"
+    "    movl $0x12345678, %eax; addl $0x11111111, %eax; movl %eax, %es:14\n" /* 32-bit operands */
+    "    movw $0x1111, %ax; pushw %ax; popw %cx; movw %cx, %es:18; movw %sp, %es:20\n"
+    "    calll 1f\n" /* 32-bit call: 4 bytes on the stack */
+    "    jmp 2f\n"
+    "1:  movw %sp, %es:22; retl\n"
+    "2:  movw $data_16 - real_code, %si; movw $30, %di; movw $3, %cx; cld; rep movsw\n" /* 30..35 */
+    "    movw $0xffff, %bx; movb $0x5a, %es:(%bx)\n" /* the last byte of the segment */
+    "    movw $2, %bx; movw $0x10, %si; leaw -3(%bx, %si), %ax; movw %ax, %es:36\n"
+    "    movb $0x15, %al; addb $0x27, %al; daa; movb %al, %es:38\n"
+    "    movw $0x0709, %ax; aad; movb %al, %es:39\n"
+    /* INT 0x60 and a divide error through the IVT, set up by the boot CPU. */
+    "    movw $0xbeef, %ax; int $0x60; movw %ax, %es:40\n"
+    "    xorw %cx, %cx; movw $1, %ax\n"
+    "real_div: divw %cx\n"
+    "    movw %bp, %es:42\n" /* set by the handler: offset of the fault */
+    "    sti; pushfw; cli; popw %ax; andw $0x200, %ax; movw %ax, %es:44\n"
+    /* A far call and return, a far jump. */
+    "    lcall *far_16 - real_code\n"
+    "    movw %ax, %es:46\n"
+    "    ljmpw $0x901, $real_next - real_code - 16\n"
+    "real_next: movw %cs, %es:48\n"
+    "    movw $0x900, %ax; movw %ax, %ds\n"
+    /* LOOP, JCXZ, ENTER and LEAVE (as bytes: assemblers differ on their suffixes), XLAT. */
+    "    movw $5, %cx; xorw %ax, %ax\n"
+    "3:  addw %cx, %ax; loop 3b; jcxz 4f; movw $0, %ax\n"
+    "4:  movw %ax, %es:50\n"
+    "    movw %sp, %dx; .byte 0xc8, 8, 0, 0; movw %sp, %cx; .byte 0xc9; subw %sp, %dx; movw %dx, %es:52\n"
+    "    movw $table_16 - real_code, %bx; movb $3, %al; xlatb; movb %al, %es:54\n"
+    /* Unreal mode: a 4 GiB limit loaded in protected mode stays. */
+    "    lgdtl gdt_16 - real_code; movl %cr0, %eax; orb $1, %al; movl %eax, %cr0\n"
+    "    movw $8, %bx; movw %bx, %fs; andb $0xfe, %al; movl %eax, %cr0; jmp 5f\n"
+    "5:  xorw %bx, %bx; movw %bx, %fs; movl $0x200000, %ebx; movl %fs:(%ebx), %eax; movl %eax, %es:56\n"
+    "    smsww %ax; andw $1, %ax; movw %ax, %es:60\n"
+    /* An offset over the limit of a real-mode segment: #GP (13). */
+    "    movl $0x12345, %ebx\n"
+    "    movw $0, %bp\n"
+    "real_gp: .byte 0x67, 0x8b, 0x03\n"
+    "    movw %bp, %es:62\n"
+    "    movl $0x600dd00d, %es:64\n"
+    "6:  hlt; jmp 6b\n"
+    "handler_60: cmpw $0xbeef, %ax; jne 7f; movw $0xcafe, %ax\n"
+    "7:  iretw\n"
+    "handler_fault: pushw %bx; movw %sp, %bx; movw %ss:2(%bx), %bp\n" /* the offset saved: of the instruction itself */
+    "    cmpw $real_div - real_code, %bp; jne 8f; addw $2, %ss:2(%bx); jmp 9f\n"
+    "8:  addw $4, %ss:2(%bx)\n"
+    "9:  popw %bx; iretw\n"
+    "far_target: movw $0x7007, %ax; lretw\n"
+    ".balign 4\n"
+    "data_16: .word 0x1122, 0x3344, 0x5566\n"
+    "far_16: .word far_target - real_code, 0x900\n"
+    "table_16: .byte 9, 8, 7, 6, 5\n"
+    ".balign 8\n"
+    "gdt_16: .word 15; .long gdt_16_table\n"
+    "real_code_end:\n"
+    ".code64\n.popsection\n"
+    ".pushsection .data\n.balign 8\ngdt_16_table: .quad 0, 0x00cf93000000ffff\n"
+    ".global handler_60_at, handler_fault_at, div_at, gp_at\n"
+    "handler_60_at: .word handler_60 - real_code\nhandler_fault_at: .word handler_fault - real_code\n"
+    "div_at: .word real_div - real_code\ngp_at: .word real_gp - real_code\n.popsection");
 extern u8 real_code[], real_code_end[];
 extern u16 handler_60_at, handler_fault_at, div_at, gp_at;
 

@@ -127,7 +127,7 @@ static void semantics(void)
     COMPLETES(&c);
     CHECK_EQ(c.gpr[RSI], TEST_VA + 8);
     CHECK_EQ(c.gpr[RCX], 5);
-    CHECK_EQ(c.rflags & (FL_ZF | FL_CF), 0); /* 'w' > 't' */
+    CHECK_EQ(c.rflags & (FL_ZF | FL_CF), 0);   /* 'w' > 't' */
     prepare(cmpsb, TEST_VA, TEST_VA + 200, 0); /* flags are untouched */
     c.rflags |= FL_ZF | FL_CF | FL_OF;
     COMPLETES(&c);

@@ -43,16 +43,16 @@ static void loads(void)
     kernel(load_ss, T(0), SS, T(0));
     kernel(load_ss, T(2), GP, T(2));
     kernel(load_ds, T(3), GP, T(3));
-    kernel(load_ds, GDT_BYTES, GP, GDT_BYTES);        /* over the limit */
-    kernel(load_ds, GDT_BYTES | 1, GP, GDT_BYTES);    /* error codes carry no RPL... */
-    kernel(load_ds, 4, GP, 4);                        /* ...but TI; there is no LDT */
-    kernel(load_ds, SEL_TSS, GP, SEL_TSS);            /* a system descriptor */
-    kernel(load_ss, SEL_UDATA | 3, GP, SEL_UDATA);    /* RPL is not CPL */
+    kernel(load_ds, GDT_BYTES, GP, GDT_BYTES);     /* over the limit */
+    kernel(load_ds, GDT_BYTES | 1, GP, GDT_BYTES); /* error codes carry no RPL... */
+    kernel(load_ds, 4, GP, 4);                     /* ...but TI; there is no LDT */
+    kernel(load_ds, SEL_TSS, GP, SEL_TSS);         /* a system descriptor */
+    kernel(load_ss, SEL_UDATA | 3, GP, SEL_UDATA); /* RPL is not CPL */
     kernel(load_cs, SEL_KCODE, UD, 0);
-    from_user(load_ds, T(1), GP, T(1));               /* DPL 0 */
-    from_user(load_ss, 0, GP, 0);                     /* null SS at CPL 3 */
+    from_user(load_ds, T(1), GP, T(1)); /* DPL 0 */
+    from_user(load_ss, 0, GP, 0);       /* null SS at CPL 3 */
     from_user(load_ss, SEL_KDATA, GP, SEL_KDATA);
-    ctx_kernel(&c, load_ss);                          /* null SS is good at CPL 0 in 64-bit mode */
+    ctx_kernel(&c, load_ss); /* null SS is good at CPL 0 in 64-bit mode */
     c.gpr[RCX] = 0;
     COMPLETES(&c);
     ctx_user(&c, load_ds);
@@ -80,7 +80,7 @@ static void loads(void)
 static void system_segments(void)
 {
     if (!on_tcg()) kernel(do_ltr, 0, GP, 0); /* TCG loads it, and the traps after that are lost */
-    kernel(do_ltr, SEL_TSS, GP, SEL_TSS);     /* busy */
+    kernel(do_ltr, SEL_TSS, GP, SEL_TSS);    /* busy */
     kernel(do_ltr, SEL_KDATA, GP, SEL_KDATA);
     gdt[T(4) / 8] = NOT_PRESENT(gdt[SEL_TSS / 8] & ~(2ul << 40));
     gdt[T(5) / 8] = gdt[SEL_TSS / 8 + 1];
@@ -126,14 +126,14 @@ static void irets(void)
     gdt[T(6) / 8] = 0x00effb000000fffful; /* L and D both */
     iret(0, SEL_UDATA | 3, rip, 2, GP, 0);
     iret(SEL_KDATA, SEL_KDATA, rip, 2, GP, SEL_KDATA);
-    iret(SEL_UCODE, SEL_KDATA, rip, 2, GP, SEL_UCODE);           /* DPL 3 is not RPL 0 */
+    iret(SEL_UCODE, SEL_KDATA, rip, 2, GP, SEL_UCODE); /* DPL 3 is not RPL 0 */
     iret(T(0) | 3, SEL_UDATA | 3, rip, 2, NP, T(0));
-    iret(SEL_UCODE | 3, 0, rip, 2, GP, 0);                       /* null SS for CPL 3 */
+    iret(SEL_UCODE | 3, 0, rip, 2, GP, 0); /* null SS for CPL 3 */
     iret(SEL_UCODE | 3, SEL_KDATA | 3, rip, 2, GP, SEL_KDATA);
-    iret(SEL_UCODE | 3, SEL_UDATA, rip, 2, GP, SEL_UDATA);       /* RPL 0 */
+    iret(SEL_UCODE | 3, SEL_UDATA, rip, 2, GP, SEL_UDATA); /* RPL 0 */
     iret(T(6) | 3, SEL_UDATA | 3, rip, 2, GP, T(6));
-    iret(SEL_UCODE | 3, SEL_UDATA | 3, 1ul << 63, 2, GP, 0);     /* non-canonical RIP */
-    ctx_kernel(&c, do_iret); /* NT in 64-bit mode */
+    iret(SEL_UCODE | 3, SEL_UDATA | 3, 1ul << 63, 2, GP, 0); /* non-canonical RIP */
+    ctx_kernel(&c, do_iret);                                 /* NT in 64-bit mode */
     c.rflags |= FL_NT;
     FAULTS(&c, GP, 0);
 }

@@ -15,7 +15,9 @@ CODE(by_push, "mov %rsp, %rdx; lea smc_push + 8(%rip), %rsp; push %rax; mov %rdx
 CODE(by_sse, "movups %xmm0, smc_sse(%rip)\n smc_sse: ud2;ud2;ud2;ud2;ud2;ud2;ud2;ud2\n nop");
 CODE(by_xchg, "xchg %ax, smc_xchg(%rip)\n smc_xchg: ud2");
 CODE(by_cmpxchg, "cmpxchg %cx, smc_cx(%rip)\n smc_cx: ud2");
-CODE(by_cmpxchg16, ".balign 16; lock cmpxchg16b smc_cx16(%rip)\n jmp smc_cx16\n .balign 16\n smc_cx16: ud2;ud2;ud2;ud2;ud2;ud2;ud2;ud2");
+CODE(
+    by_cmpxchg16,
+    ".balign 16; lock cmpxchg16b smc_cx16(%rip)\n jmp smc_cx16\n .balign 16\n smc_cx16: ud2;ud2;ud2;ud2;ud2;ud2;ud2;ud2");
 
 static void result(u8 *code, u64 want)
 {
@@ -62,7 +64,8 @@ static void functions(void)
         CHECK_EQ(call_alias(), 0x55);
     }
     /* Code and the data it writes share a page, as in old programs and JITs: counts must come out right. */
-    memcpy(other, "\xff\x05\x0a\0\0\0\xff\xc9\x75\xf6\xc3", 11); /* 1: incl 10(%rip) = page + 16; dec %ecx; jnz 1b; ret */
+    memcpy(other, "\xff\x05\x0a\0\0\0\xff\xc9\x75\xf6\xc3",
+           11); /* 1: incl 10(%rip) = page + 16; dec %ecx; jnz 1b; ret */
     u64 n = 10000;
     __asm__ volatile("call *%1" : "+c"(n) : "r"(other) : "memory", "cc");
     CHECK_EQ(*(u32 *)(other + 16), 10000);
@@ -80,7 +83,8 @@ int main(void)
     result(next_byte, 0x50 - 0x40);
     ctx_kernel(&c, by_rep);
     COMPLETES(&c);
-    static u8 nops[16] = {0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90};
+    static u8 nops[16] = {0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+                          0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90};
     ctx_kernel(&c, by_movs);
     c.gpr[RSI] = (u64)nops;
     COMPLETES(&c);

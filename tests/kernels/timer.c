@@ -22,13 +22,17 @@ static u32 calibrate(void)
     khz = tsc_khz();
     apic_write(0x3e0, 0xb);
     apic_write(0x320, 0x10000 | VECTOR);
-    u64 start = rdtsc();
-    apic_write(0x380, 0xffffffff);
-    delay_us(50000);
-    u32 gone = 0xffffffff - apic_read(0x390);
-    u64 us = (rdtsc() - start) * 1000 / khz;
-    apic_write(0x380, 0);
-    return (u32)((u64)gone * 20000 / us);
+    u64 most = 0;
+    for (unsigned i = 0; i < 3; i++) { /* the host may run something else between the two readings: then it's too few */
+        u64 start = rdtsc();
+        apic_write(0x380, 0xffffffff);
+        delay_us(20000);
+        u32 gone = 0xffffffff - apic_read(0x390);
+        u64 got = gone * 20000ul / ((rdtsc() - start) * 1000 / khz);
+        if (got > most) most = got;
+        apic_write(0x380, 0);
+    }
+    return (u32)most;
 }
 
 /* Is `got` within a quarter of `want`, and not more than 30 ms late? Hosts under load are late, never early. */
@@ -90,10 +94,11 @@ int main(void)
     CHECK_EQ(ticks, 0);
     /* The divider. */
     apic_write(0x3e0, 0x3); /* 16 */
+    start = rdtsc();
     apic_write(0x380, 0xffffffff);
     delay_us(20000);
-    u32 gone = 0xffffffff - apic_read(0x390);
-    CHECK(gone > per_20ms / 16 / 2 && gone < per_20ms / 16 * 3);
+    u64 gone = 0xffffffff - apic_read(0x390), expected = (rdtsc() - start) * 1000 / khz * per_20ms / 20000 / 16;
+    CHECK(gone > expected / 2 && gone < expected + expected / 10);
     apic_write(0x380, 0);
 
     if (!HAS_TSC_DEADLINE) {

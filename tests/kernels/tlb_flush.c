@@ -22,14 +22,14 @@ static void invpcid(u64 type, u64 pcid, u64 va)
 }
 
 /* `flush` must make a changed entry visible, global or not. */
-#define MUST_SEE(va, flags, flush)                                                                                    \
-    do {                                                                                                              \
-        point(va, a, flags);                                                                                          \
-        invlpg(va);                                                                                                   \
-        CHECK_EQ(peek(va), 1);                                                                                        \
-        point(va, b, flags);                                                                                          \
-        flush;                                                                                                        \
-        CHECK_EQ(peek(va), 2);                                                                                        \
+#define MUST_SEE(va, flags, flush) \
+    do {                           \
+        point(va, a, flags);       \
+        invlpg(va);                \
+        CHECK_EQ(peek(va), 1);     \
+        point(va, b, flags);       \
+        flush;                     \
+        CHECK_EQ(peek(va), 2);     \
     } while (0)
 
 static void toggle_pge(void)

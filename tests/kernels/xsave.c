@@ -7,10 +7,10 @@ static u8 area[4096] __attribute__((aligned(64))), area2[4096] __attribute__((al
 static u8 pattern[3][32] __attribute__((aligned(32)));
 static struct ctx c;
 
-#define DEF(insn)                                                                                                     \
-    static void insn##_to(void *p, u64 mask)                                                                          \
-    {                                                                                                                 \
-        __asm__ volatile(#insn "64 (%0)" ::"r"(p), "a"((u32)mask), "d"((u32)(mask >> 32)) : "memory");                \
+#define DEF(insn)                                                                                      \
+    static void insn##_to(void *p, u64 mask)                                                           \
+    {                                                                                                  \
+        __asm__ volatile(#insn "64 (%0)" ::"r"(p), "a"((u32)mask), "d"((u32)(mask >> 32)) : "memory"); \
     }
 DEF(xsave)
 DEF(xsaveopt)
@@ -21,8 +21,9 @@ DEF(xrstors)
 
 static void load_patterns(void)
 {
-    __asm__ volatile("fninit; fldpi; fld1; vmovdqu %0, %%ymm0; vmovdqu %1, %%ymm7; vmovdqu %2, %%ymm15" ::"m"(pattern[0]),
-                     "m"(pattern[1]), "m"(pattern[2]));
+    __asm__ volatile(
+        "fninit; fldpi; fld1; vmovdqu %0, %%ymm0; vmovdqu %1, %%ymm7; vmovdqu %2, %%ymm15" ::"m"(pattern[0]),
+        "m"(pattern[1]), "m"(pattern[2]));
 }
 
 static void wipe(void)
@@ -33,7 +34,8 @@ static void wipe(void)
 static bool have_patterns(void)
 {
     u8 now[3][32];
-    __asm__ volatile("vmovdqu %%ymm0, %0; vmovdqu %%ymm7, %1; vmovdqu %%ymm15, %2" : "=m"(now[0]), "=m"(now[1]), "=m"(now[2]));
+    __asm__ volatile("vmovdqu %%ymm0, %0; vmovdqu %%ymm7, %1; vmovdqu %%ymm15, %2"
+                     : "=m"(now[0]), "=m"(now[1]), "=m"(now[2]));
     return memcmp(now, pattern, sizeof now) == 0;
 }
 
@@ -53,12 +55,12 @@ static void standard_form(u32 avx_offset)
     CHECK(memcmp(area + 160, pattern[0], 16) == 0);
     CHECK(memcmp(area + 160 + 15 * 16, pattern[2], 16) == 0);
     CHECK(memcmp(area + avx_offset + 7 * 16, pattern[1] + 16, 16) == 0);
-    CHECK_EQ(*(u16 *)area, 0x37f);        /* FCW */
-    CHECK_EQ(*(u16 *)(area + 2) >> 11 & 7, 6); /* FSW.TOP: two pushes */
-    CHECK_EQ(area[4], 0xc0);              /* abridged FTW */
+    CHECK_EQ(*(u16 *)area, 0x37f);                       /* FCW */
+    CHECK_EQ(*(u16 *)(area + 2) >> 11 & 7, 6);           /* FSW.TOP: two pushes */
+    CHECK_EQ(area[4], 0xc0);                             /* abridged FTW */
     CHECK_EQ(*(u64 *)(area + 32), 0x8000000000000000ul); /* ST0 = 1.0 */
     CHECK_EQ(*(u32 *)(area + 24), 0x1f80);
-    CHECK_EQ(area[464], 0xcc);            /* the bytes software may use stay as they are */
+    CHECK_EQ(area[464], 0xcc); /* the bytes software may use stay as they are */
     wipe();
     CHECK(!have_patterns());
     xrstor_to(area, 7);

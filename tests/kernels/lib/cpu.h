@@ -2,16 +2,16 @@
 #ifndef KERNELS_CPU_H
 #define KERNELS_CPU_H
 
-#define CR_ACCESS(n)                                                                                                  \
-    static inline u64 cr##n(void)                                                                                     \
-    {                                                                                                                 \
-        u64 v;                                                                                                        \
-        __asm__ volatile("mov %%cr" #n ", %0" : "=r"(v));                                                             \
-        return v;                                                                                                     \
-    }                                                                                                                 \
-    static inline void set_cr##n(u64 v)                                                                               \
-    {                                                                                                                 \
-        __asm__ volatile("mov %0, %%cr" #n ::"r"(v) : "memory");                                                      \
+#define CR_ACCESS(n)                                             \
+    static inline u64 cr##n(void)                                \
+    {                                                            \
+        u64 v;                                                   \
+        __asm__ volatile("mov %%cr" #n ", %0" : "=r"(v));        \
+        return v;                                                \
+    }                                                            \
+    static inline void set_cr##n(u64 v)                          \
+    {                                                            \
+        __asm__ volatile("mov %0, %%cr" #n ::"r"(v) : "memory"); \
     }
 CR_ACCESS(0)
 CR_ACCESS(2)
@@ -19,16 +19,16 @@ CR_ACCESS(3)
 CR_ACCESS(4)
 CR_ACCESS(8)
 
-#define DR_ACCESS(n)                                                                                                  \
-    static inline u64 dr##n(void)                                                                                     \
-    {                                                                                                                 \
-        u64 v;                                                                                                        \
-        __asm__ volatile("mov %%dr" #n ", %0" : "=r"(v));                                                             \
-        return v;                                                                                                     \
-    }                                                                                                                 \
-    static inline void set_dr##n(u64 v)                                                                               \
-    {                                                                                                                 \
-        __asm__ volatile("mov %0, %%dr" #n ::"r"(v) : "memory");                                                      \
+#define DR_ACCESS(n)                                             \
+    static inline u64 dr##n(void)                                \
+    {                                                            \
+        u64 v;                                                   \
+        __asm__ volatile("mov %%dr" #n ", %0" : "=r"(v));        \
+        return v;                                                \
+    }                                                            \
+    static inline void set_dr##n(u64 v)                          \
+    {                                                            \
+        __asm__ volatile("mov %0, %%dr" #n ::"r"(v) : "memory"); \
     }
 DR_ACCESS(0)
 DR_ACCESS(1)
@@ -106,12 +106,12 @@ static inline struct cpuid cpuid(u32 leaf, u32 sub)
     __asm__ volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(sub));
     return r;
 }
-#define HAS_1C(bit) (cpuid(1, 0).c >> (bit) & 1)
-#define HAS_1D(bit) (cpuid(1, 0).d >> (bit) & 1)
-#define HAS_7B(bit) (cpuid(0, 0).a >= 7 && (cpuid(7, 0).b >> (bit) & 1))
-#define HAS_7C(bit) (cpuid(0, 0).a >= 7 && (cpuid(7, 0).c >> (bit) & 1))
-#define HAS_XC(bit) (cpuid(0x80000001, 0).c >> (bit) & 1)
-#define HAS_XD(bit) (cpuid(0x80000001, 0).d >> (bit) & 1)
+#define HAS_1C(bit) (cpuid(1, 0).c >> (bit)&1)
+#define HAS_1D(bit) (cpuid(1, 0).d >> (bit)&1)
+#define HAS_7B(bit) (cpuid(0, 0).a >= 7 && (cpuid(7, 0).b >> (bit)&1))
+#define HAS_7C(bit) (cpuid(0, 0).a >= 7 && (cpuid(7, 0).c >> (bit)&1))
+#define HAS_XC(bit) (cpuid(0x80000001, 0).c >> (bit)&1)
+#define HAS_XD(bit) (cpuid(0x80000001, 0).d >> (bit)&1)
 #define HAS_PCID HAS_1C(17)
 #define HAS_X2APIC HAS_1C(21)
 #define HAS_TSC_DEADLINE HAS_1C(24)

@@ -93,7 +93,7 @@ void panic(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)))
 /* ---- contexts and traps (trap.c, trap.S) ---- */
 struct ctx {
     u64 gpr[16];
-    u64 rip, rflags, cs, ss; /* trap.S knows these offsets */
+    u64 rip, rflags, cs, ss;     /* trap.S knows these offsets */
     u64 vector, error, cr2, dr6; /* out: what ended the run */
 };
 struct frame {
@@ -105,9 +105,9 @@ struct frame {
 #define END 0x81
 #define STR_(x) #x
 #define STR(x) STR_(x)
-#define CODE_BITS(bits, name, text)                                                                                   \
-    __asm__(".pushsection .text.cases, \"ax\", @progbits\n.balign 64\n.code" #bits "\n.global " #name "\n" #name ":\n" text             \
-            "\nint $0x81\n.code64\n.popsection");                                                                     \
+#define CODE_BITS(bits, name, text)                                                                              \
+    __asm__(".pushsection .text.cases, \"ax\", @progbits\n.balign 64\n.code" #bits "\n.global " #name "\n" #name \
+            ":\n" text "\nint $0x81\n.code64\n.popsection");                                                     \
     extern u8 name[]
 #define CODE(name, text) CODE_BITS(64, name, text)
 #define LABEL(name) extern u8 name[] /* a label inside a CODE */
@@ -173,8 +173,8 @@ extern u64 boot_pml4[512];
 #define USER_ALIAS 0x8000000000ul
 /* The address at which user code sees kernel memory. */
 #define user(p) ((void *)((u64)(p) + USER_ALIAS))
-#define TEST_VA 0x40000000ul /* 1 GiB: free virtual addresses for tests, up to 3 GiB */
-void *page_alloc(void);      /* zeroed */
+#define TEST_VA 0x40000000ul              /* 1 GiB: free virtual addresses for tests, up to 3 GiB */
+void *page_alloc(void);                   /* zeroed */
 void *pages_alloc(unsigned n, u64 align); /* physically contiguous */
 /* The entry that maps `va` at level 1 (4 KiB), 2 (2 MiB), 3 (1 GiB) or 4; makes tables on the way. */
 u64 *pte_of(u64 va, unsigned level);
@@ -192,12 +192,12 @@ void apic_ipi(u32 apic_id, u32 low);
 void apic_enable(void); /* software-enables the LAPIC, spurious vector 0xff; masks the PICs */
 void apic_eoi(void);
 bool x2apic_enable(void);
-void delay_us(u64 us);  /* by the PIT, so that it does not trust what is under test */
-u64 tsc_khz(void);      /* measured against the PIT, once */
+void delay_us(u64 us); /* by the PIT, so that it does not trust what is under test */
+u64 tsc_khz(void);     /* measured against the PIT, once */
 void pic_mask_all(void);
-unsigned cpus(void);    /* from cpus=N on the command line; 1 without */
+unsigned cpus(void); /* from cpus=N on the command line; 1 without */
 const char *command_line(void);
-void smp_start(void);   /* starts the other CPUs; they wait for work */
+void smp_start(void);                                      /* starts the other CPUs; they wait for work */
 void smp_run(unsigned cpu, void (*fn)(void *), void *arg); /* asynchronously */
 void smp_wait(unsigned cpu);
 void smp_sipi(u32 apic_id, u8 vector); /* INIT, SIPI, SIPI */

@@ -46,8 +46,7 @@ static void tss_init(unsigned cpu)
     for (unsigned i = 1; i <= 3; i++) t->ist[i] = (u64)trap_stack[cpu][i] + sizeof trap_stack[0][0];
     memset(t->io_bitmap, 0xff, sizeof t->io_bitmap);
     t->iomap = offsetof(struct tss, io_bitmap);
-    gdt[SEL_TSS / 8 + 2 * cpu] =
-        (limit & 0xffff) | (base & 0xffffff) << 16 | 0x89ul << 40 | (base >> 24 & 0xff) << 56;
+    gdt[SEL_TSS / 8 + 2 * cpu] = (limit & 0xffff) | (base & 0xffffff) << 16 | 0x89ul << 40 | (base >> 24 & 0xff) << 56;
     gdt[SEL_TSS / 8 + 2 * cpu + 1] = base >> 32;
 }
 
