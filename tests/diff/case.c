@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const uint8_t data_page_kind[DATA_PAGES] = {PK_NONE, PK_RW, PK_RW,   PK_RO,   PK_RW,  PK_NONE,
+const uint8_t data_page_kind[DATA_PAGES] = {PK_NONE, PK_RW,   PK_RW,   PK_RO, PK_RW,  PK_NONE,
                                             PK_RW,   PK_MMIO, PK_NONE, PK_RW, PK_NONE};
 struct host_info host;
 uint8_t (*images)[MEM_SIZE];
@@ -25,14 +25,11 @@ int mem_page_index(uint64_t va)
 {
     if (va >= CODE_BASE && va < CODE_BASE + CODE_PAGES * PAGE)
         return MEM_PAGES - CODE_PAGES + (int)((va - CODE_BASE) / PAGE);
-    if (va < DATA_BASE || va >= DATA_BASE + DATA_PAGES * PAGE)
-        return -1;
+    if (va < DATA_BASE || va >= DATA_BASE + DATA_PAGES * PAGE) return -1;
     unsigned page = (unsigned)((va - DATA_BASE) / PAGE);
     int index = 0;
-    if (data_page_kind[page] == PK_NONE)
-        return -1;
-    for (unsigned i = 0; i < page; i++)
-        index += data_page_kind[i] != PK_NONE;
+    if (data_page_kind[page] == PK_NONE) return -1;
+    for (unsigned i = 0; i < page; i++) index += data_page_kind[i] != PK_NONE;
     return index;
 }
 
@@ -55,12 +52,9 @@ static uint64_t interesting_number(struct rng *r)
                                    0xc3e0000000000000ull, /* -2^63 */
                                    0x4f000000cf000000ull};
     switch (rnd_below(r, 4)) {
-    case 0:
-        return odd[rnd_below(r, sizeof(odd) / sizeof(*odd))];
-    case 1:
-        return rnd_below(r, 256);
-    default:
-        return rnd(r);
+    case 0: return odd[rnd_below(r, sizeof(odd) / sizeof(*odd))];
+    case 1: return rnd_below(r, 256);
+    default: return rnd(r);
     }
 }
 
@@ -69,10 +63,8 @@ static void make_image(uint8_t *m, unsigned n)
     struct rng r = {0x1234567 + n};
     for (unsigned i = 0; i < MEM_SIZE; i += 8) {
         uint64_t v = n % 4 == 0 ? rnd(&r) : interesting_number(&r);
-        if (n % 4 == 2 && rnd_pct(&r, 25))
-            v = DATA_BASE + PAGE + rnd_below(&r, 2 * PAGE);
-        if (n % 4 == 3 && rnd_pct(&r, 25))
-            v = CODE_BASE + rnd_below(&r, 0x900);
+        if (n % 4 == 2 && rnd_pct(&r, 25)) v = DATA_BASE + PAGE + rnd_below(&r, 2 * PAGE);
+        if (n % 4 == 3 && rnd_pct(&r, 25)) v = CODE_BASE + rnd_below(&r, 0x900);
         memcpy(m + i, &v, 8);
     }
     /* Only int3 where wild jumps of a few hundred bytes can land, so that they end at once. */
@@ -91,8 +83,7 @@ int case_init(void)
     }
     __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
     host.xcomp = a & XCOMP_ALL;
-    if ((host.xcomp & 0xe0) != 0xe0)
-        host.xcomp &= 7;
+    if ((host.xcomp & 0xe0) != 0xe0) host.xcomp &= 7;
     static const struct {
         unsigned leaf;
         size_t field;
@@ -101,18 +92,14 @@ int case_init(void)
                 {6, offsetof(struct host_info, off_zmmh)},
                 {7, offsetof(struct host_info, off_hi16)}};
     for (unsigned i = 0; i < 4; i++) {
-        if (!(host.xcomp & (1u << comp[i].leaf)))
-            continue;
+        if (!(host.xcomp & (1u << comp[i].leaf))) continue;
         __cpuid_count(13, comp[i].leaf, a, b, c, d);
         memcpy((char *)&host + comp[i].field, &b, 4);
-        if (b + a > XSAVE_BYTES)
-            host.xcomp &= 7;
+        if (b + a > XSAVE_BYTES) host.xcomp &= 7;
     }
     images = malloc(IMAGES * sizeof(*images));
-    if (!images)
-        return -1;
-    for (unsigned i = 0; i < IMAGES; i++)
-        make_image(images[i], i);
+    if (!images) return -1;
+    for (unsigned i = 0; i < IMAGES; i++) make_image(images[i], i);
     return 0;
 }
 
@@ -120,8 +107,7 @@ static void mem_copy_in(uint8_t *mem, uint64_t va, const uint8_t *data, unsigned
 {
     for (unsigned i = 0; i < len; i++) {
         int p = mem_page_index(va + i);
-        if (p >= 0)
-            mem[(unsigned)p * PAGE + (va + i) % PAGE] = data[i];
+        if (p >= 0) mem[(unsigned)p * PAGE + (va + i) % PAGE] = data[i];
     }
 }
 
@@ -137,8 +123,7 @@ void case_fill_memory(const struct diff_case *c, uint8_t mem[MEM_SIZE])
 
 void case_patch(struct diff_case *c, uint64_t va, const void *data, unsigned len)
 {
-    if (c->patches >= PATCH_MAX || c->patch_used + len > PATCH_BYTES || va > 0xfffff000ull)
-        return;
+    if (c->patches >= PATCH_MAX || c->patch_used + len > PATCH_BYTES || va > 0xfffff000ull) return;
     struct patch *p = &c->patch[c->patches++];
     *p = (struct patch){.addr = (uint32_t)va, .len = (uint16_t)len, .off = (uint16_t)c->patch_used};
     memcpy(c->patch_data + p->off, data, len);
@@ -156,89 +141,72 @@ void xsave_normalise(uint8_t *x)
         x[0] = 0x7f;
         x[1] = 0x03;
     }
-    if (!(bv & 2))
-        memset(x + 160, 0, 256);
-    if ((host.xcomp & 4) && !(bv & 4))
-        memset(x + host.off_ymm, 0, 256);
+    if (!(bv & 2)) memset(x + 160, 0, 256);
+    if ((host.xcomp & 4) && !(bv & 4)) memset(x + host.off_ymm, 0, 256);
     if (host.xcomp & 0xe0) {
-        if (!(bv & 0x20))
-            memset(x + host.off_k, 0, 64);
-        if (!(bv & 0x40))
-            memset(x + host.off_zmmh, 0, 512);
-        if (!(bv & 0x80))
-            memset(x + host.off_hi16, 0, 1024);
+        if (!(bv & 0x20)) memset(x + host.off_k, 0, 64);
+        if (!(bv & 0x40)) memset(x + host.off_zmmh, 0, 512);
+        if (!(bv & 0x80)) memset(x + host.off_hi16, 0, 1024);
     }
-    memset(x + 6, 0, 18);   /* FOP, FIP, FDP: where the FPU instruction stood is not kept by every CPU */
-    memset(x + 28, 0, 4);   /* MXCSR_MASK */
-    for (unsigned i = 0; i < 8; i++)
-        memset(x + 32 + 16 * i + 10, 0, 6); /* reserved part of the ST registers */
-    memset(x + 416, 0, 96); /* free for software */
-    memset(x + 512, 0, 64); /* header */
+    memset(x + 6, 0, 18); /* FOP, FIP, FDP: where the FPU instruction stood is not kept by every CPU */
+    memset(x + 28, 0, 4); /* MXCSR_MASK */
+    for (unsigned i = 0; i < 8; i++) memset(x + 32 + 16 * i + 10, 0, 6); /* reserved part of the ST registers */
+    memset(x + 416, 0, 96);                                              /* free for software */
+    memset(x + 512, 0, 64);                                              /* header */
 }
 
 void xsave_get_vec(const uint8_t *x, unsigned n, uint8_t out[64])
 {
     memset(out, 0, 64);
     if (n >= 16) {
-        if (host.xcomp & 0x80)
-            memcpy(out, x + host.off_hi16 + 64 * (n - 16), 64);
+        if (host.xcomp & 0x80) memcpy(out, x + host.off_hi16 + 64 * (n - 16), 64);
         return;
     }
     memcpy(out, x + 160 + 16 * n, 16);
-    if (host.xcomp & 4)
-        memcpy(out + 16, x + host.off_ymm + 16 * n, 16);
-    if (host.xcomp & 0x40)
-        memcpy(out + 32, x + host.off_zmmh + 32 * n, 32);
+    if (host.xcomp & 4) memcpy(out + 16, x + host.off_ymm + 16 * n, 16);
+    if (host.xcomp & 0x40) memcpy(out + 32, x + host.off_zmmh + 32 * n, 32);
 }
 
 void xsave_set_vec(uint8_t *x, unsigned n, const uint8_t in[64])
 {
     if (n >= 16) {
-        if (host.xcomp & 0x80)
-            memcpy(x + host.off_hi16 + 64 * (n - 16), in, 64);
+        if (host.xcomp & 0x80) memcpy(x + host.off_hi16 + 64 * (n - 16), in, 64);
         return;
     }
     memcpy(x + 160 + 16 * n, in, 16);
-    if (host.xcomp & 4)
-        memcpy(x + host.off_ymm + 16 * n, in + 16, 16);
-    if (host.xcomp & 0x40)
-        memcpy(x + host.off_zmmh + 32 * n, in + 32, 32);
+    if (host.xcomp & 4) memcpy(x + host.off_ymm + 16 * n, in + 16, 16);
+    if (host.xcomp & 0x40) memcpy(x + host.off_zmmh + 32 * n, in + 32, 32);
 }
 
 uint64_t xsave_get_k(const uint8_t *x, unsigned n)
 {
     uint64_t v = 0;
-    if (host.xcomp & 0x20)
-        memcpy(&v, x + host.off_k + 8 * n, 8);
+    if (host.xcomp & 0x20) memcpy(&v, x + host.off_k + 8 * n, 8);
     return v;
 }
 
 void xsave_set_k(uint8_t *x, unsigned n, uint64_t v)
 {
-    if (host.xcomp & 0x20)
-        memcpy(x + host.off_k + 8 * n, &v, 8);
+    if (host.xcomp & 0x20) memcpy(x + host.off_k + 8 * n, &v, 8);
 }
 
 static void write_hex(FILE *f, const char *name, const uint8_t *p, unsigned len)
 {
     fprintf(f, "%s ", name);
-    for (unsigned i = 0; i < len; i++)
-        fprintf(f, "%02x", p[i]);
+    for (unsigned i = 0; i < len; i++) fprintf(f, "%02x", p[i]);
     fprintf(f, "\n");
 }
 
 int case_write(FILE *f, const struct diff_case *c)
 {
-    fprintf(f, "case\nseed %" PRIx64 "\nmode %u\nimage %u\nloops %u\nstack32 %u\n", c->seed, c->mode, c->image, c->loops,
-            c->stack32);
+    fprintf(f, "case\nseed %" PRIx64 "\nmode %u\nimage %u\nloops %u\nstack32 %u\n", c->seed, c->mode, c->image,
+            c->loops, c->stack32);
     fprintf(f, "rip %" PRIx64 "\nrflags %" PRIx64 "\nfs_base %" PRIx64 "\ngs_base %" PRIx64 "\n", c->rip, c->rflags,
             c->fs_base, c->gs_base);
     fprintf(f, "gpr");
-    for (unsigned i = 0; i < 16; i++)
-        fprintf(f, " %" PRIx64, c->gpr[i]);
+    for (unsigned i = 0; i < 16; i++) fprintf(f, " %" PRIx64, c->gpr[i]);
     fprintf(f, "\ninsns");
-    for (unsigned i = 0; i < c->insns; i++)
-        fprintf(f, " %x", c->insn_off[i]);
+    for (unsigned i = 0; i < c->insns; i++) fprintf(f, " %x", c->insn_off[i]);
     fprintf(f, "\n");
     write_hex(f, "code", c->code, c->code_len);
     for (unsigned i = 0; i < c->patches; i++) {
@@ -253,10 +221,8 @@ int case_write(FILE *f, const struct diff_case *c)
 static unsigned read_hex(const char *s, uint8_t *out, unsigned max)
 {
     unsigned n = 0, v;
-    while (*s == ' ')
-        s++;
-    for (; n < max && sscanf(s, "%2x", &v) == 1 && s[0] > ' ' && s[1] > ' '; s += 2)
-        out[n++] = (uint8_t)v;
+    while (*s == ' ') s++;
+    for (; n < max && sscanf(s, "%2x", &v) == 1 && s[0] > ' ' && s[1] > ' '; s += 2) out[n++] = (uint8_t)v;
     return n;
 }
 
@@ -266,8 +232,7 @@ static void read_list(char *s, uint64_t *out, unsigned max, unsigned *count)
     *count = 0;
     while (*count < max) {
         uint64_t v = strtoull(s, &next, 16);
-        if (next == s)
-            break;
+        if (next == s) break;
         out[(*count)++] = v;
         s = next;
     }
@@ -284,8 +249,7 @@ int case_read(FILE *f, struct diff_case *c)
     while (fgets(line, sizeof(line), f)) {
         char *arg = strchr(line, ' ');
         char *val = arg ? arg + 1 : line + strlen(line);
-        if (arg)
-            *arg = 0;
+        if (arg) *arg = 0;
         line[strcspn(line, "\n")] = 0;
         if (!strcmp(line, "case"))
             begun = true;
@@ -313,8 +277,7 @@ int case_read(FILE *f, struct diff_case *c)
             read_list(val, c->gpr, 16, &n);
         } else if (!strcmp(line, "insns")) {
             read_list(val, list, 64, &c->insns);
-            for (n = 0; n < c->insns; n++)
-                c->insn_off[n] = (uint16_t)list[n];
+            for (n = 0; n < c->insns; n++) c->insn_off[n] = (uint16_t)list[n];
         } else if (!strcmp(line, "code"))
             c->code_len = read_hex(val, c->code, CODE_MAX);
         else if (!strcmp(line, "patch")) {

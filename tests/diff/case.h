@@ -77,19 +77,19 @@ struct diff_case {
     bool stack32; /* MODE_16: the stack segment is SEL_STACK32 */
     bool loops;   /* may execute instructions more than once */
     struct patch patch[PATCH_MAX];
-    uint16_t insn_off[64]; /* where in code[] each instruction (of a block: each slot) begins */
+    uint16_t insn_off[64];  /* where in code[] each instruction (of a block: each slot) begins */
     uint8_t code[CODE_MAX]; /* loaded at rip, followed by int3 */
     uint8_t patch_data[PATCH_BYTES];
     _Alignas(64) uint8_t xsave[XSAVE_BYTES];
 };
 
 enum run_status {
-    RUN_NONE,    /* not run (yet) */
-    RUN_DONE,    /* ended in exception `vector` */
-    RUN_SKIP,    /* cannot be compared (it made a system call, or the MMIO page cannot serve it) */
+    RUN_NONE, /* not run (yet) */
+    RUN_DONE, /* ended in exception `vector` */
+    RUN_SKIP, /* cannot be compared (it made a system call, or the MMIO page cannot serve it) */
     RUN_HANG,
-    RUN_CRASH,   /* the worker died on it */
-    RUN_FAIL,    /* the engine said so: see text */
+    RUN_CRASH, /* the worker died on it */
+    RUN_FAIL,  /* the engine said so: see text */
 };
 
 struct diff_result {
@@ -105,7 +105,7 @@ struct diff_result {
 
 /* Host properties, filled once by case_init(). */
 struct host_info {
-    uint64_t xcomp; /* XCOMP_ALL & XCR0 */
+    uint64_t xcomp;                              /* XCOMP_ALL & XCR0 */
     uint32_t off_ymm, off_k, off_zmmh, off_hi16; /* offsets in the standard XSAVE image */
 };
 extern struct host_info host;

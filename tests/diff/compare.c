@@ -18,12 +18,10 @@ static void differ(struct verdict *v, const char *field, const char *fmt, ...)
 {
     size_t used = strlen(v->detail);
     va_list ap;
-    if (v->equal)
-        snprintf(v->field, sizeof(v->field), "%s", field);
+    if (v->equal) snprintf(v->field, sizeof(v->field), "%s", field);
     v->equal = false;
     used += (size_t)snprintf(v->detail + used, sizeof(v->detail) - used, "  %-10s ", field);
-    if (used >= sizeof(v->detail) - 200)
-        return;
+    if (used >= sizeof(v->detail) - 200) return;
     va_start(ap, fmt);
     vsnprintf(v->detail + used, sizeof(v->detail) - used, fmt, ap);
     va_end(ap);
@@ -33,8 +31,7 @@ static void differ(struct verdict *v, const char *field, const char *fmt, ...)
 
 static void compare_u64(struct verdict *v, const char *field, uint64_t native, uint64_t engine)
 {
-    if (native != engine)
-        differ(v, field, "native %016" PRIx64 " engine %016" PRIx64, native, engine);
+    if (native != engine) differ(v, field, "native %016" PRIx64 " engine %016" PRIx64, native, engine);
 }
 
 uint16_t case_mnemonic(const struct diff_case *c, const struct forms *f, unsigned n)
@@ -51,20 +48,16 @@ uint16_t case_mnemonic(const struct diff_case *c, const struct forms *f, unsigne
 static unsigned fpu_pointer_bytes(const struct diff_case *c, const struct forms *f)
 {
     unsigned bytes = 0;
-    for (unsigned i = 0; i < c->insns; i++)
-        switch (case_mnemonic(c, f, i)) {
+    for (unsigned i = 0; i < c->insns; i++) switch (case_mnemonic(c, f, i)) {
         case ZYDIS_MNEMONIC_FNSTENV:
         case ZYDIS_MNEMONIC_FNSAVE:
         case ZYDIS_MNEMONIC_FXSAVE:
-        case ZYDIS_MNEMONIC_FXSAVE64:
-            bytes += 20;
-            break;
+        case ZYDIS_MNEMONIC_FXSAVE64: bytes += 20; break;
         case ZYDIS_MNEMONIC_XSAVE:
         case ZYDIS_MNEMONIC_XSAVE64:
             bytes += 21; /* and XSTATE_BV: x87 and SSE may always count as in use (SDM vol. 1, 13.6) */
             break;
-        default:
-            break;
+        default: break;
         }
     return bytes;
 }
@@ -72,8 +65,7 @@ static unsigned fpu_pointer_bytes(const struct diff_case *c, const struct forms 
 /* ENTER, PUSHA and POPA may have done a part of their work when a later access of theirs faults: nothing says which. */
 static bool half_done(const struct diff_case *c, const struct forms *f, const struct diff_result *native)
 {
-    if (native->vector == VEC_BP)
-        return false;
+    if (native->vector == VEC_BP) return false;
     for (unsigned i = 0; i < c->insns; i++) {
         uint16_t m = case_mnemonic(c, f, i);
         if (m == ZYDIS_MNEMONIC_ENTER || m == ZYDIS_MNEMONIC_POPA || m == ZYDIS_MNEMONIC_POPAD ||
@@ -86,23 +78,18 @@ static bool half_done(const struct diff_case *c, const struct forms *f, const st
 static uint64_t page_address(unsigned index)
 {
     for (uint64_t va = DATA_BASE; va < DATA_BASE + DATA_PAGES * PAGE; va += PAGE)
-        if (mem_page_index(va) == (int)index)
-            return va;
+        if (mem_page_index(va) == (int)index) return va;
     return CODE_BASE + (index - (MEM_PAGES - CODE_PAGES)) * PAGE;
 }
 
 static void compare_memory(struct verdict *v, const struct diff_case *c, const struct forms *f,
                            const struct diff_result *native, const struct diff_result *engine)
 {
-    if (!memcmp(native->mem, engine->mem, MEM_SIZE))
-        return;
-    if (half_done(c, f, native))
-        return;
+    if (!memcmp(native->mem, engine->mem, MEM_SIZE)) return;
+    if (half_done(c, f, native)) return;
     unsigned allowed = fpu_pointer_bytes(c, f), count = 0;
-    for (unsigned i = 0; i < MEM_SIZE; i++)
-        count += native->mem[i] != engine->mem[i];
-    if (count <= allowed)
-        return;
+    for (unsigned i = 0; i < MEM_SIZE; i++) count += native->mem[i] != engine->mem[i];
+    if (count <= allowed) return;
     unsigned shown = 0;
     for (unsigned i = 0; i < MEM_SIZE && shown < 8; i += 8)
         if (memcmp(native->mem + i, engine->mem + i, 8)) {
@@ -111,12 +98,10 @@ static void compare_memory(struct verdict *v, const struct diff_case *c, const s
             memcpy(&a, native->mem + i, 8);
             memcpy(&b, engine->mem + i, 8);
             snprintf(at, sizeof(at), "[%" PRIx64 "]", page_address(i / PAGE) + i % PAGE);
-            if (shown++ == 0 && v->equal)
-                snprintf(v->field, sizeof(v->field), "memory");
+            if (shown++ == 0 && v->equal) snprintf(v->field, sizeof(v->field), "memory");
             bool first = v->equal;
             differ(v, at, "native %016" PRIx64 " engine %016" PRIx64, a, b);
-            if (first)
-                snprintf(v->field, sizeof(v->field), "memory");
+            if (first) snprintf(v->field, sizeof(v->field), "memory");
         }
 }
 
@@ -126,10 +111,8 @@ static uint32_t flags_not_compared(const struct diff_case *c, const struct forms
 {
     struct insn_code ic;
     bool ended = native->vector == VEC_BP;
-    if (c->insns > 1)
-        return ended ? 0 : FLAGS_ARITH;
-    if (!forms_decode(f, c->code, c->code_len, &ic) || !ic.d.cpu_flags)
-        return 0;
+    if (c->insns > 1) return ended ? 0 : FLAGS_ARITH;
+    if (!forms_decode(f, c->code, c->code_len, &ic) || !ic.d.cpu_flags) return 0;
     const ZydisAccessedFlags *a = ic.d.cpu_flags;
     return (a->undefined | (ended ? 0 : a->modified | a->set_0 | a->set_1)) & FLAGS_ARITH;
 }
@@ -140,8 +123,7 @@ static uint64_t cr2_mask(const struct diff_case *c, const struct forms *f)
 {
     struct insn_code ic;
     for (unsigned i = 0; i < c->insns; i++) {
-        if (!forms_decode(f, c->code + c->insn_off[i], c->code_len - c->insn_off[i], &ic))
-            continue;
+        if (!forms_decode(f, c->code + c->insn_off[i], c->code_len - c->insn_off[i], &ic)) continue;
         switch (ic.d.mnemonic) {
         case ZYDIS_MNEMONIC_FXSAVE:
         case ZYDIS_MNEMONIC_FXSAVE64:
@@ -150,8 +132,7 @@ static uint64_t cr2_mask(const struct diff_case *c, const struct forms *f)
         case ZYDIS_MNEMONIC_XSAVE:
         case ZYDIS_MNEMONIC_XSAVE64:
         case ZYDIS_MNEMONIC_XRSTOR:
-        case ZYDIS_MNEMONIC_XRSTOR64:
-            return 0; /* the last byte's page may be checked first */
+        case ZYDIS_MNEMONIC_XRSTOR64: return 0; /* the last byte's page may be checked first */
         case ZYDIS_MNEMONIC_FNSAVE:
         case ZYDIS_MNEMONIC_FRSTOR:
         case ZYDIS_MNEMONIC_FNSTENV:
@@ -167,8 +148,7 @@ static uint64_t cr2_mask(const struct diff_case *c, const struct forms *f)
         case ZYDIS_MNEMONIC_CMPSB:
         case ZYDIS_MNEMONIC_CMPSW:
         case ZYDIS_MNEMONIC_CMPSD:
-        case ZYDIS_MNEMONIC_CMPSQ:
-            return ~(uint64_t)(PAGE - 1);
+        case ZYDIS_MNEMONIC_CMPSQ: return ~(uint64_t)(PAGE - 1);
         default:
             if (ic.d.avx.mask.mode > ZYDIS_MASK_MODE_DISABLED || strstr(ZydisMnemonicGetString(ic.d.mnemonic), "mask"))
                 return ~(uint64_t)(PAGE - 1);
@@ -192,8 +172,7 @@ static uint64_t gpr_mask(const struct diff_case *c, unsigned n)
 static void compare_vectors(struct verdict *v, const struct diff_result *native, const struct diff_result *engine)
 {
     const uint8_t *a = native->xsave, *b = engine->xsave;
-    if (!memcmp(a, b, XSAVE_BYTES))
-        return;
+    if (!memcmp(a, b, XSAVE_BYTES)) return;
     uint16_t x[2], y[2];
     uint32_t m, n;
     memcpy(x, a, 4);
@@ -212,8 +191,7 @@ static void compare_vectors(struct verdict *v, const struct diff_result *native,
             differ(v, "st", "(%u) native %04" PRIx64 "%016" PRIx64 " engine %04" PRIx64 "%016" PRIx64, i, p[1], p[0],
                    q[1], q[0]);
         }
-    for (unsigned i = 0; i < 8; i++)
-        compare_u64(v, "k", xsave_get_k(a, i), xsave_get_k(b, i));
+    for (unsigned i = 0; i < 8; i++) compare_u64(v, "k", xsave_get_k(a, i), xsave_get_k(b, i));
     for (unsigned i = 0; i < 32; i++) {
         uint64_t p[8], q[8];
         xsave_get_vec(a, i, (uint8_t *)p);
@@ -278,14 +256,13 @@ void compare_results(const struct diff_case *c, const struct forms *f, const str
     compare_memory(v, c, f, native, engine);
 }
 
-static unsigned print_instruction(FILE *out, const ZydisFormatter *fmt, const struct diff_case *c, const struct forms *f,
-                                  unsigned off, unsigned end)
+static unsigned print_instruction(FILE *out, const ZydisFormatter *fmt, const struct diff_case *c,
+                                  const struct forms *f, unsigned off, unsigned end)
 {
     struct insn_code ic;
     char text[96] = "(bad)";
     unsigned len = end - off, nops = 0;
-    while (off + nops < end && c->code[off + nops] == 0x90)
-        nops++;
+    while (off + nops < end && c->code[off + nops] == 0x90) nops++;
     if (nops == len) {
         fprintf(out, "  %08" PRIx64 "  nop x %u\n", c->rip + off, nops);
         return len;
@@ -296,8 +273,7 @@ static unsigned print_instruction(FILE *out, const ZydisFormatter *fmt, const st
         len = ic.len;
     }
     fprintf(out, "  %08" PRIx64 " ", c->rip + off);
-    for (unsigned k = off; k < off + len; k++)
-        fprintf(out, " %02x", c->code[k]);
+    for (unsigned k = off; k < off + len; k++) fprintf(out, " %02x", c->code[k]);
     fprintf(out, "%*s  %s\n", len < 12 ? (int)(12 - len) * 3 : 0, "", text);
     return len;
 }
@@ -317,6 +293,7 @@ void case_print(FILE *out, const struct diff_case *c, const struct forms *f)
     uint16_t fpu[2];
     memcpy(&mxcsr, c->xsave + 24, 4);
     memcpy(fpu, c->xsave, 4);
-    fprintf(out, "\n  rflags %" PRIx64 " fs_base %" PRIx64 " gs_base %" PRIx64 " mxcsr %x fcw %x fsw %x bv %x image %u\n",
+    fprintf(out,
+            "\n  rflags %" PRIx64 " fs_base %" PRIx64 " gs_base %" PRIx64 " mxcsr %x fcw %x fsw %x bv %x image %u\n",
             c->rflags, c->fs_base, c->gs_base, mxcsr, fpu[0], fpu[1], c->xsave[512], c->image);
 }

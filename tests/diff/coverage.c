@@ -10,8 +10,7 @@ void coverage_count(struct fuzz *z, const struct diff_case *c, const struct diff
     for (unsigned i = 0; i < c->insns; i++) {
         uint16_t name = case_mnemonic(c, &z->forms, i);
         struct mnem *m = z->forms.index[name] ? &z->forms.mnem[z->forms.index[name] - 1] : NULL;
-        if (!m)
-            continue;
+        if (!m) continue;
         if (block) {
             m->in_blocks++;
             continue;
@@ -30,14 +29,10 @@ static bool lacking(const struct mnem *m)
 
 static const char *status_of(const struct mnem *m)
 {
-    if (m->excluded)
-        return m->excluded;
-    if (!m->cases)
-        return "never made";
-    if (lacking(m))
-        return "the host lacks it (always #UD, compared as such)";
-    if (!m->done)
-        return "always faults in user mode (compared as such)";
+    if (m->excluded) return m->excluded;
+    if (!m->cases) return "never made";
+    if (lacking(m)) return "the host lacks it (always #UD, compared as such)";
+    if (!m->done) return "always faults in user mode (compared as such)";
     return NULL;
 }
 
@@ -52,8 +47,7 @@ int coverage_write(const struct forms *f, const char *path, bool only_missing)
     FILE *out = path ? fopen(path, "w") : stdout;
     const struct mnem **sorted = calloc(f->mnems, sizeof(*sorted));
     unsigned run = 0, absent = 0, faulting = 0, excluded = 0;
-    if (!out || !sorted)
-        return -1;
+    if (!out || !sorted) return -1;
     for (uint32_t i = 0; i < f->mnems; i++) {
         const struct mnem *m = sorted[i] = &f->mnem[i];
         if (m->excluded)
@@ -67,18 +61,18 @@ int coverage_write(const struct forms *f, const char *path, bool only_missing)
     }
     qsort(sorted, f->mnems, sizeof(*sorted), by_name);
     fprintf(out, "# What the differential fuzzer covers (%u-bit code)\n\n", f->mode);
-    fprintf(out,
-            "Made by `difffuzz --coverage FILE`. Every mnemonic that Zydis decodes in %u-bit mode, out of %u encodings: "
-            "%u run to their end on both sides and are compared, %u always fault in user mode and are compared as faults, "
-            "%u are lacking on the host this list was made on and are compared as #UD, %u are excluded.\n\n",
-            f->mode, f->forms, run, faulting, absent, excluded);
+    fprintf(
+        out,
+        "Made by `difffuzz --coverage FILE`. Every mnemonic that Zydis decodes in %u-bit mode, out of %u encodings: "
+        "%u run to their end on both sides and are compared, %u always fault in user mode and are compared as faults, "
+        "%u are lacking on the host this list was made on and are compared as #UD, %u are excluded.\n\n",
+        f->mode, f->forms, run, faulting, absent, excluded);
     fprintf(out, "| Mnemonic | Category | ISA | Single cases | ended normally | in blocks | Remark |\n");
     fprintf(out, "| --- | --- | --- | --: | --: | --: | --- |\n");
     for (uint32_t i = 0; i < f->mnems; i++) {
         const struct mnem *m = sorted[i];
         const char *why = status_of(m);
-        if (only_missing && !why)
-            continue;
+        if (only_missing && !why) continue;
         fprintf(out, "| %s | %s | %s | %" PRIu64 " | %" PRIu64 " | %" PRIu64 " | %s |\n",
                 ZydisMnemonicGetString(m->mnemonic), ZydisCategoryGetString((ZydisInstructionCategory)m->category),
                 ZydisISASetGetString((ZydisISASet)m->isa_set), m->cases, m->done, m->in_blocks, why ? why : "");

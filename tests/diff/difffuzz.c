@@ -40,7 +40,8 @@ static bool note_finding(const struct diff_case *c, const struct verdict *v)
 {
     char key[96];
     const struct mnem *m = c->insns == 1 ? forms_find(&fuzz.forms, case_mnemonic(c, &fuzz.forms, 0)) : NULL;
-    snprintf(key, sizeof(key), "%s %s", m ? ZydisCategoryGetString((ZydisInstructionCategory)m->category) : "block", v->field);
+    snprintf(key, sizeof(key), "%s %s", m ? ZydisCategoryGetString((ZydisInstructionCategory)m->category) : "block",
+             v->field);
     for (unsigned i = 0; i < findings; i++)
         if (!strcmp(finding[i].key, key)) {
             finding[i].count++;
@@ -62,8 +63,7 @@ static void write_replay(const struct options *o, const struct diff_case *c, uns
         fprintf(stderr, "difffuzz: cannot write %s\n", path);
         return;
     }
-    for (unsigned i = 0; i < count; i++)
-        case_write(f, &c[i]);
+    for (unsigned i = 0; i < count; i++) case_write(f, &c[i]);
     fclose(f);
     printf("  replay: difffuzz --mode %u --replay %s\n", c->mode, path);
 }
@@ -105,8 +105,7 @@ static void leave_out(char *names)
 {
     for (char *n = strtok(names, ","); n; n = strtok(NULL, ","))
         for (uint32_t i = 0; i < fuzz.forms.mnems; i++)
-            if (name_matches(&fuzz.forms.mnem[i], n))
-                fuzz.forms.mnem[i].excluded = "left out by --without";
+            if (name_matches(&fuzz.forms.mnem[i], n)) fuzz.forms.mnem[i].excluded = "left out by --without";
 }
 
 static uint32_t *candidates;
@@ -141,8 +140,7 @@ static int calibrate(void)
         while (n < BATCH && round < 2) {
             struct form *t = &fuzz.forms.form[i];
             const struct mnem *m = forms_find(&fuzz.forms, t->mnemonic);
-            if (!m->excluded && gen_single(&fuzz.batch->cases[n], &fuzz.forms, t, rnd(&r)))
-                of[n++] = t;
+            if (!m->excluded && gen_single(&fuzz.batch->cases[n], &fuzz.forms, t, rnd(&r))) of[n++] = t;
             if (++i == fuzz.forms.forms) {
                 i = 0;
                 round++;
@@ -193,26 +191,21 @@ static int run_batch(const struct options *o, const bool block[BATCH])
         skipped += v[i].skipped;
         blocks += block[i];
         blocks_done += block[i] && native->vector == 3;
-        if (!v[i].skipped)
-            coverage_count(&fuzz, &fuzz.batch->cases[i], native, block[i]);
+        if (!v[i].skipped) coverage_count(&fuzz, &fuzz.batch->cases[i], native, block[i]);
         any |= !v[i].equal;
     }
-    if (!any)
-        return 0;
+    if (!any) return 0;
     memcpy(kept, fuzz.batch->cases, count * sizeof(*kept));
     for (unsigned i = 0; i < count; i++) {
-        if (v[i].equal || v[i].skipped)
-            continue;
+        if (v[i].equal || v[i].skipped) continue;
         differed++;
-        if (!note_finding(&kept[i], &v[i]))
-            continue;
+        if (!note_finding(&kept[i], &v[i])) continue;
         fresh++;
         if (!o->self_test) {
             memcpy(fuzz.batch->cases, kept, count * sizeof(*kept));
             report(o, i, &v[i]);
         }
-        if (findings >= o->keep_going)
-            break;
+        if (findings >= o->keep_going) break;
     }
     return fresh;
 }
@@ -224,10 +217,8 @@ static int run_fuzz(const struct options *o)
     double begin = now(), said = begin;
     while ((!o->cases || ran < o->cases) && (!o->seconds || now() - begin < o->seconds)) {
         make_batch(o, &r, block);
-        if (run_batch(o, block) < 0)
-            return 2;
-        if (findings >= o->keep_going)
-            break;
+        if (run_batch(o, block) < 0) return 2;
+        if (findings >= o->keep_going) break;
         if (!o->quiet && now() - said > 10) {
             said = now();
             printf("%.0f s: %" PRIu64 " cases, %" PRIu64 " differ\n", said - begin, ran, differed);
@@ -235,12 +226,13 @@ static int run_fuzz(const struct options *o)
         }
     }
     double took = now() - begin;
-    printf("%u-bit: %" PRIu64 " cases in %.1f s (%.0f per second), %" PRIu64 " skipped, %" PRIu64 " differ in %u ways\n",
+    printf("%u-bit: %" PRIu64 " cases in %.1f s (%.0f per second), %" PRIu64 " skipped, %" PRIu64
+           " differ in %u ways\n",
            o->mode, ran, took, (double)ran / took, skipped, differed, findings);
     if (blocks)
-        printf("  %" PRIu64 " blocks, %.0f%% of them ran to their end\n", blocks, 100.0 * (double)blocks_done / (double)blocks);
-    for (unsigned i = 0; i < findings; i++)
-        printf("  %8" PRIu64 "  %s\n", finding[i].count, finding[i].key);
+        printf("  %" PRIu64 " blocks, %.0f%% of them ran to their end\n", blocks,
+               100.0 * (double)blocks_done / (double)blocks);
+    for (unsigned i = 0; i < findings; i++) printf("  %8" PRIu64 "  %s\n", finding[i].count, finding[i].key);
     return findings ? 1 : 0;
 }
 
@@ -253,8 +245,7 @@ static int run_replay(const struct options *o)
         fprintf(stderr, "difffuzz: cannot open %s\n", o->replay);
         return 2;
     }
-    while (n < BATCH && !case_read(f, &fuzz.batch->cases[n]))
-        n++;
+    while (n < BATCH && !case_read(f, &fuzz.batch->cases[n])) n++;
     fclose(f);
     fuzz.batch->count = n;
     if (!n || workers_run(fuzz.worker, SIDES)) {
@@ -265,8 +256,7 @@ static int run_replay(const struct options *o)
     for (unsigned i = 0; i < n; i++) {
         compare_results(&fuzz.batch->cases[i], &fuzz.forms, &fuzz.batch->results[SIDE_NATIVE][i],
                         &fuzz.batch->results[SIDE_ENGINE][i], &v);
-        if (i + 1 < n && v.equal)
-            continue;
+        if (i + 1 < n && v.equal) continue;
         case_print(stdout, &fuzz.batch->cases[i], &fuzz.forms);
         printf("%s%s", v.detail, v.skipped ? "  skipped\n" : v.equal ? "  equal\n" : "");
         bad |= !v.equal;
@@ -286,8 +276,7 @@ static int run_self_test(struct options *o)
     }
     worker_stop(&fuzz.worker[SIDE_ENGINE]);
     fuzz.worker[SIDE_ENGINE].kind = RUNNER_NATIVE_BROKEN;
-    if (worker_start(&fuzz.worker[SIDE_ENGINE]))
-        return 2;
+    if (worker_start(&fuzz.worker[SIDE_ENGINE])) return 2;
     ran = 0;
     bool memory = false, flags = false, vector = false;
     run_fuzz(o);
@@ -321,11 +310,22 @@ static void usage(void)
 
 static int parse(struct options *o, int argc, char **argv)
 {
-    static const struct option opts[] = {{"seed", 1, 0, 's'},     {"seconds", 1, 0, 't'}, {"cases", 1, 0, 'n'},
-                                         {"blocks", 0, 0, 'b'},   {"singles", 0, 0, 'i'}, {"class", 1, 0, 'c'},
-                                         {"list", 0, 0, 'l'},     {"replay", 1, 0, 'r'},  {"self-test", 0, 0, 'S'},
-                                         {"coverage", 1, 0, 'C'}, {"mode", 1, 0, 'm'},    {"keep-going", 1, 0, 'k'},
-                                         {"out", 1, 0, 'o'},      {"quiet", 0, 0, 'q'},   {"without", 1, 0, 'w'},   {"help", 0, 0, 'h'},
+    static const struct option opts[] = {{"seed", 1, 0, 's'},
+                                         {"seconds", 1, 0, 't'},
+                                         {"cases", 1, 0, 'n'},
+                                         {"blocks", 0, 0, 'b'},
+                                         {"singles", 0, 0, 'i'},
+                                         {"class", 1, 0, 'c'},
+                                         {"list", 0, 0, 'l'},
+                                         {"replay", 1, 0, 'r'},
+                                         {"self-test", 0, 0, 'S'},
+                                         {"coverage", 1, 0, 'C'},
+                                         {"mode", 1, 0, 'm'},
+                                         {"keep-going", 1, 0, 'k'},
+                                         {"out", 1, 0, 'o'},
+                                         {"quiet", 0, 0, 'q'},
+                                         {"without", 1, 0, 'w'},
+                                         {"help", 0, 0, 'h'},
                                          {0, 0, 0, 0}};
     *o = (struct options){.seed = 1, .mode = MODE_64, .keep_going = 1, .blocks = true, .singles = true, .out = "."};
     for (int k; (k = getopt_long(argc, argv, "", opts, NULL)) != -1;) {
@@ -335,7 +335,10 @@ static int parse(struct options *o, int argc, char **argv)
         case 'n': o->cases = strtoull(optarg, NULL, 0); break;
         case 'b': o->singles = false; break;
         case 'i': o->blocks = false; break;
-        case 'c': o->class = optarg; o->blocks = false; break;
+        case 'c':
+            o->class = optarg;
+            o->blocks = false;
+            break;
         case 'l': o->list = true; break;
         case 'r': o->replay = optarg; break;
         case 'S': o->self_test = true; break;
@@ -348,14 +351,14 @@ static int parse(struct options *o, int argc, char **argv)
         default: usage(); return k == 'h' ? 1 : -1;
         }
     }
-    if (optind < argc || (o->mode != MODE_64 && o->mode != MODE_32 && o->mode != MODE_16) || (!o->blocks && !o->singles)) {
+    if (optind < argc || (o->mode != MODE_64 && o->mode != MODE_32 && o->mode != MODE_16) ||
+        (!o->blocks && !o->singles)) {
         usage();
         return -1;
     }
     if (o->mode == MODE_16) /* the block generator writes 32 and 64-bit code */
         o->blocks = false;
-    if (o->list && !o->cases && !o->seconds)
-        o->cases = 200000;
+    if (o->list && !o->cases && !o->seconds) o->cases = 200000;
     return 0;
 }
 
@@ -363,31 +366,22 @@ int main(int argc, char **argv)
 {
     struct options o;
     int p = parse(&o, argc, argv);
-    if (p)
-        return p > 0 ? 0 : 2;
-    if (case_init() || forms_init(&fuzz.forms, o.mode))
-        return 2;
-    if (o.without)
-        leave_out(o.without);
-    if (choose_candidates(&o))
-        return 2;
+    if (p) return p > 0 ? 0 : 2;
+    if (case_init() || forms_init(&fuzz.forms, o.mode)) return 2;
+    if (o.without) leave_out(o.without);
+    if (choose_candidates(&o)) return 2;
     fuzz.batch = batch_create();
-    if (!fuzz.batch)
-        return 2;
+    if (!fuzz.batch) return 2;
     for (unsigned i = 0; i < SIDES; i++) {
         fuzz.worker[i] = (struct worker){.side = (enum side)i, .batch = fuzz.batch};
         fuzz.worker[i].kind = i == SIDE_ENGINE && !o.self_test && !o.list ? RUNNER_SOFT : RUNNER_NATIVE;
-        if (worker_start(&fuzz.worker[i]))
-            return 2;
+        if (worker_start(&fuzz.worker[i])) return 2;
     }
-    if (!o.replay && calibrate())
-        return 2;
+    if (!o.replay && calibrate()) return 2;
     int status = o.replay ? run_replay(&o) : o.self_test ? run_self_test(&o) : run_fuzz(&o);
-    if (o.list)
-        coverage_write(&fuzz.forms, NULL, true);
+    if (o.list) coverage_write(&fuzz.forms, NULL, true);
     if (o.coverage && coverage_write(&fuzz.forms, o.coverage, false))
         fprintf(stderr, "difffuzz: cannot write %s\n", o.coverage);
-    for (unsigned i = 0; i < SIDES; i++)
-        worker_stop(&fuzz.worker[i]);
+    for (unsigned i = 0; i < SIDES; i++) worker_stop(&fuzz.worker[i]);
     return status;
 }

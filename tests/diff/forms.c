@@ -13,8 +13,7 @@ struct asm_buf {
 
 static void put(struct asm_buf *a, unsigned v)
 {
-    if (a->n < sizeof(a->b))
-        a->b[a->n++] = (uint8_t)v;
+    if (a->n < sizeof(a->b)) a->b[a->n++] = (uint8_t)v;
 }
 
 /* REX/VEX/EVEX register extension bits, vvvv and the EVEX extras, all positive logic. */
@@ -30,16 +29,12 @@ static void put_prefix_opcode(struct asm_buf *a, const struct form *f, const str
     switch (f->enc) {
     case ENC_LEGACY:
     case ENC_3DNOW:
-        if (f->pp >= 4)
-            put(a, 0x66);
-        if (f->pp)
-            put(a, f->pp >= 4 ? pp_byte[f->pp - 2] : pp_byte[f->pp]);
+        if (f->pp >= 4) put(a, 0x66);
+        if (f->pp) put(a, f->pp >= 4 ? pp_byte[f->pp - 2] : pp_byte[f->pp]);
         if (inv && (e->rex || f->w || e->r || e->x || e->b))
             put(a, 0x40 | (unsigned)(f->w << 3) | e->r << 2 | e->x << 1 | e->b);
-        if (f->map >= 1)
-            put(a, 0x0f);
-        if (f->map >= 2)
-            put(a, f->map == 2 ? 0x38 : 0x3a);
+        if (f->map >= 1) put(a, 0x0f);
+        if (f->map >= 2) put(a, f->map == 2 ? 0x38 : 0x3a);
         put(a, f->enc == ENC_3DNOW ? 0x0f : f->opcode);
         break;
     case ENC_VEX:
@@ -71,8 +66,7 @@ static void put_prefix_opcode(struct asm_buf *a, const struct form *f, const str
 
 bool forms_decode(const struct forms *f, const uint8_t *bytes, unsigned len, struct insn_code *out)
 {
-    if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&f->decoder, bytes, len, &out->d, out->op)))
-        return false;
+    if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&f->decoder, bytes, len, &out->d, out->op))) return false;
     memmove(out->bytes, bytes, out->d.length);
     out->len = out->d.length;
     return true;
@@ -84,19 +78,15 @@ static bool try_form(struct forms *f, struct form *t, struct insn_code *out)
 {
     struct asm_buf a = {.n = 0};
     struct ext e = {.aaa = t->enc == ENC_EVEX && t->vsib};
-    if (f->mode == MODE_16 && t->vsib)
-        put(&a, 0x67); /* 16-bit addressing has no SIB byte */
+    if (f->mode == MODE_16 && t->vsib) put(&a, 0x67); /* 16-bit addressing has no SIB byte */
     put_prefix_opcode(&a, t, &e, f->mode);
     if (t->has_modrm) {
         put(&a, t->modrm);
-        if (t->modrm < 0xc0 && t->vsib)
-            put(&a, 0x08); /* base rax, index register 1: differs from a destination of 0 */
+        if (t->modrm < 0xc0 && t->vsib) put(&a, 0x08); /* base rax, index register 1: differs from a destination of 0 */
     }
     unsigned used = a.n;
-    while (a.n < 24)
-        put(&a, 0);
-    if (t->enc == ENC_3DNOW)
-        a.b[used] = t->opcode;
+    while (a.n < 24) put(&a, 0);
+    if (t->enc == ENC_3DNOW) a.b[used] = t->opcode;
     return forms_decode(f, a.b, 15, out) && out->d.mnemonic != ZYDIS_MNEMONIC_INVALID;
 }
 
@@ -104,8 +94,7 @@ static void add_form(struct forms *f, const struct form *t)
 {
     if ((f->forms & (f->forms - 1)) == 0) {
         struct form *p = realloc(f->form, (f->forms ? f->forms * 2 : 1) * sizeof(*p));
-        if (!p)
-            return;
+        if (!p) return;
         f->form = p;
     }
     f->form[f->forms++] = *t;
@@ -120,18 +109,16 @@ static void scan_modrm(struct forms *f, struct form t, bool mem, bool all_rm)
     unsigned n = mem || !all_rm ? 8 : 64;
     uint16_t first = 0;
     for (unsigned i = 0; i < n; i++) {
-        t.modrm = mem ? (uint8_t)(i << 3 | (t.vsib ? 4 : 0)) : all_rm ? (uint8_t)(0xc0 + i) : (uint8_t)(0xc0 + (i << 3));
-        if (try_form(f, &t, &ic))
-            name[i] = ic.d.mnemonic;
-        if (i == 0)
-            first = name[0];
+        t.modrm = mem      ? (uint8_t)(i << 3 | (t.vsib ? 4 : 0))
+                  : all_rm ? (uint8_t)(0xc0 + i)
+                           : (uint8_t)(0xc0 + (i << 3));
+        if (try_form(f, &t, &ic)) name[i] = ic.d.mnemonic;
+        if (i == 0) first = name[0];
         /* VSIB and AMX forms refuse some register combinations: count as the same */
-        if (name[i] != first && !(t.vsib && !name[i]))
-            same = false;
+        if (name[i] != first && !(t.vsib && !name[i])) same = false;
     }
     if (t.vsib)
-        for (unsigned i = 0; i < n; i++)
-            first = name[i] ? name[i] : first;
+        for (unsigned i = 0; i < n; i++) first = name[i] ? name[i] : first;
     t.rm_any = !all_rm || same;
     if (same && first) {
         t.reg_any = true;
@@ -141,9 +128,10 @@ static void scan_modrm(struct forms *f, struct form t, bool mem, bool all_rm)
         return;
     }
     for (unsigned i = 0; i < n; i++) {
-        if (!name[i])
-            continue;
-        t.modrm = mem ? (uint8_t)(i << 3 | (t.vsib ? 4 : 0)) : all_rm ? (uint8_t)(0xc0 + i) : (uint8_t)(0xc0 + (i << 3));
+        if (!name[i]) continue;
+        t.modrm = mem      ? (uint8_t)(i << 3 | (t.vsib ? 4 : 0))
+                  : all_rm ? (uint8_t)(0xc0 + i)
+                           : (uint8_t)(0xc0 + (i << 3));
         t.mnemonic = name[i];
         t.reg_any = false;
         add_form(f, &t);
@@ -154,10 +142,8 @@ static bool redundant_rep(struct forms *f, const struct form *t, const struct in
 {
     struct form plain = *t;
     struct insn_code other;
-    if (t->enc != ENC_LEGACY || t->pp < 2)
-        return false;
-    if (ic->d.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
-        return false;
+    if (t->enc != ENC_LEGACY || t->pp < 2) return false;
+    if (ic->d.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) return false;
     plain.pp = t->pp >= 4;
     return try_form(f, &plain, &other) && other.d.mnemonic == ic->d.mnemonic;
 }
@@ -173,18 +159,15 @@ static void scan_opcode(struct forms *f, struct form t)
                                                           t.opcode == 0x1e || t.opcode == 0x18)));
     for (unsigned i = 0; i < sizeof(probe); i++) {
         t.modrm = probe[i];
-        if (!try_form(f, &t, &ic))
-            continue;
+        if (!try_form(f, &t, &ic)) continue;
         any = true;
         if (!(ic.d.attributes & ZYDIS_ATTRIB_HAS_MODRM) && t.enc == ENC_LEGACY) {
             t.has_modrm = false;
             t.mnemonic = ic.d.mnemonic;
-            if (!redundant_rep(f, &t, &ic))
-                add_form(f, &t);
+            if (!redundant_rep(f, &t, &ic)) add_form(f, &t);
             return;
         }
-        if (redundant_rep(f, &t, &ic))
-            continue;
+        if (redundant_rep(f, &t, &ic)) continue;
         mem |= probe[i] < 0xc0;
         reg |= probe[i] >= 0xc0;
     }
@@ -195,38 +178,34 @@ static void scan_opcode(struct forms *f, struct form t)
         scan_modrm(f, t, true, false);
         return;
     }
-    if (mem)
-        scan_modrm(f, t, true, false);
-    if (reg || (!mem && any))
-        scan_modrm(f, t, false, groups);
+    if (mem) scan_modrm(f, t, true, false);
+    if (reg || (!mem && any)) scan_modrm(f, t, false, groups);
 }
 
 static void scan_all(struct forms *f)
 {
-    static const uint8_t prefix_bytes[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0,
-                                           0xf2, 0xf3, 0x62, 0xc4, 0xc5, 0x8f, 0x0f};
+    static const uint8_t prefix_bytes[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67,
+                                           0xf0, 0xf2, 0xf3, 0x62, 0xc4, 0xc5, 0x8f, 0x0f};
     for (unsigned map = 0; map < 4; map++)
         for (unsigned op = 0; op < 256; op++) {
             bool prefix = map == 1 && (op == 0x38 || op == 0x3a || op == 0x0f);
-            for (unsigned i = 0; map == 0 && i < sizeof(prefix_bytes); i++)
-                prefix |= op == prefix_bytes[i];
-            if (map == 0 && f->mode == MODE_64 && (op & 0xf0) == 0x40)
-                prefix = true;
+            for (unsigned i = 0; map == 0 && i < sizeof(prefix_bytes); i++) prefix |= op == prefix_bytes[i];
+            if (map == 0 && f->mode == MODE_64 && (op & 0xf0) == 0x40) prefix = true;
             if (map == 0 && f->mode != MODE_64 && (op == 0x62 || op == 0xc4 || op == 0xc5))
-                prefix = false; /* BOUND, LES, LDS */
-            if (map == 0 && op == 0x8f)
-                prefix = false; /* POP r/m */
+                prefix = false;                         /* BOUND, LES, LDS */
+            if (map == 0 && op == 0x8f) prefix = false; /* POP r/m */
             for (unsigned v = 0; !prefix && v < 12; v++)
                 if (v < 6 || f->mode == MODE_64)
-                    scan_opcode(f, (struct form){.enc = ENC_LEGACY, .map = (uint8_t)map, .opcode = (uint8_t)op,
-                                                 .pp = v % 6, .w = v / 6});
+                    scan_opcode(
+                        f, (struct form){
+                               .enc = ENC_LEGACY, .map = (uint8_t)map, .opcode = (uint8_t)op, .pp = v % 6, .w = v / 6});
         }
     for (unsigned op = 0; op < 256; op++)
         scan_opcode(f, (struct form){.enc = ENC_3DNOW, .map = 1, .opcode = (uint8_t)op});
     for (unsigned v = 0; v < 3 * 256 * 16; v++) {
         uint8_t op = v & 255, map = (uint8_t)(v >> 8) / 16, k = (v >> 8) & 15;
-        scan_opcode(f, (struct form){.enc = ENC_VEX, .map = map + 1, .opcode = op, .pp = k & 3, .w = k >> 2 & 1,
-                                     .ll = k >> 3});
+        scan_opcode(
+            f, (struct form){.enc = ENC_VEX, .map = map + 1, .opcode = op, .pp = k & 3, .w = k >> 2 & 1, .ll = k >> 3});
         if (!(k & 3))
             scan_opcode(f, (struct form){.enc = ENC_XOP, .map = map + 8, .opcode = op, .w = k >> 2 & 1, .ll = k >> 3});
     }
@@ -234,8 +213,12 @@ static void scan_all(struct forms *f)
     for (unsigned m = 0; m < sizeof(evex_maps); m++)
         for (unsigned v = 0; v < 256 * 24; v++) {
             unsigned k = v >> 8;
-            scan_opcode(f, (struct form){.enc = ENC_EVEX, .map = evex_maps[m], .opcode = v & 255, .pp = k & 3,
-                                         .w = k >> 2 & 1, .ll = (uint8_t)(k >> 3)});
+            scan_opcode(f, (struct form){.enc = ENC_EVEX,
+                                         .map = evex_maps[m],
+                                         .opcode = v & 255,
+                                         .pp = k & 3,
+                                         .w = k >> 2 & 1,
+                                         .ll = (uint8_t)(k >> 3)});
         }
 }
 
@@ -254,69 +237,52 @@ static const char *why_excluded(const ZydisDecodedInstruction *d)
     case ZYDIS_MNEMONIC_RDPID:
     case ZYDIS_MNEMONIC_RDPMC:
     case ZYDIS_MNEMONIC_RDRAND:
-    case ZYDIS_MNEMONIC_RDSEED:
-        return "its result is different every time";
-    case ZYDIS_MNEMONIC_INT1:
-        return "hypervisors below the host report it in different ways (system tests)";
-    case ZYDIS_MNEMONIC_CLZERO:
-        return "not offered to guests";
+    case ZYDIS_MNEMONIC_RDSEED: return "its result is different every time";
+    case ZYDIS_MNEMONIC_INT1: return "hypervisors below the host report it in different ways (system tests)";
+    case ZYDIS_MNEMONIC_CLZERO: return "not offered to guests";
     case ZYDIS_MNEMONIC_CPUID:
-    case ZYDIS_MNEMONIC_XGETBV:
-        return "the engine's answer is its own (system tests)";
+    case ZYDIS_MNEMONIC_XGETBV: return "the engine's answer is its own (system tests)";
     case ZYDIS_MNEMONIC_SYSCALL:
-    case ZYDIS_MNEMONIC_SYSENTER:
-        return "enters the host's kernel (system tests)";
+    case ZYDIS_MNEMONIC_SYSENTER: return "enters the host's kernel (system tests)";
     case ZYDIS_MNEMONIC_VMCALL:
     case ZYDIS_MNEMONIC_VMMCALL:
     case ZYDIS_MNEMONIC_TDCALL:
-    case ZYDIS_MNEMONIC_SEAMCALL:
-        return "would call the hypervisor below the host";
+    case ZYDIS_MNEMONIC_SEAMCALL: return "would call the hypervisor below the host";
     case ZYDIS_MNEMONIC_SGDT:
     case ZYDIS_MNEMONIC_SIDT:
     case ZYDIS_MNEMONIC_SLDT:
     case ZYDIS_MNEMONIC_STR:
-    case ZYDIS_MNEMONIC_SMSW:
-        return "the host's kernel emulates it (UMIP)";
+    case ZYDIS_MNEMONIC_SMSW: return "the host's kernel emulates it (UMIP)";
     case ZYDIS_MNEMONIC_XBEGIN:
     case ZYDIS_MNEMONIC_XABORT:
-    case ZYDIS_MNEMONIC_XTEST:
-        return "TSX: not offered to guests";
+    case ZYDIS_MNEMONIC_XTEST: return "TSX: not offered to guests";
     case ZYDIS_MNEMONIC_UMONITOR:
     case ZYDIS_MNEMONIC_UMWAIT:
     case ZYDIS_MNEMONIC_TPAUSE:
     case ZYDIS_MNEMONIC_MWAIT:
     case ZYDIS_MNEMONIC_MWAITX:
     case ZYDIS_MNEMONIC_MONITOR:
-    case ZYDIS_MNEMONIC_MONITORX:
-        return "waits (system tests)";
+    case ZYDIS_MNEMONIC_MONITORX: return "waits (system tests)";
     case ZYDIS_MNEMONIC_RDPKRU:
-    case ZYDIS_MNEMONIC_WRPKRU:
-        return "protection keys: not offered to guests";
+    case ZYDIS_MNEMONIC_WRPKRU: return "protection keys: not offered to guests";
     case ZYDIS_MNEMONIC_XSAVEOPT:
     case ZYDIS_MNEMONIC_XSAVEC:
     case ZYDIS_MNEMONIC_XSAVEOPT64:
-    case ZYDIS_MNEMONIC_XSAVEC64:
-        return "what it writes depends on the CPU's own tracking of modified state";
-    default:
-        break;
+    case ZYDIS_MNEMONIC_XSAVEC64: return "what it writes depends on the CPU's own tracking of modified state";
+    default: break;
     }
     switch (d->meta.isa_ext) {
     case ZYDIS_ISA_EXT_AMX_BF16:
     case ZYDIS_ISA_EXT_AMX_INT8:
-    case ZYDIS_ISA_EXT_AMX_TILE:
-        return "AMX: not offered to guests";
+    case ZYDIS_ISA_EXT_AMX_TILE: return "AMX: not offered to guests";
     case ZYDIS_ISA_EXT_SNP:
-    case ZYDIS_ISA_EXT_TDX:
-        return "confidential computing: not offered to guests";
-    case ZYDIS_ISA_EXT_UINTR:
-        return "user interrupts: not offered to guests";
+    case ZYDIS_ISA_EXT_TDX: return "confidential computing: not offered to guests";
+    case ZYDIS_ISA_EXT_UINTR: return "user interrupts: not offered to guests";
     case ZYDIS_ISA_EXT_VTX:
     case ZYDIS_ISA_EXT_SVM:
     case ZYDIS_ISA_EXT_SGX:
-    case ZYDIS_ISA_EXT_SGX_ENCLV:
-        return "virtualization and enclaves: not offered to guests (system tests)";
-    default:
-        return NULL;
+    case ZYDIS_ISA_EXT_SGX_ENCLV: return "virtualization and enclaves: not offered to guests (system tests)";
+    default: return NULL;
     }
 }
 
@@ -324,8 +290,7 @@ static int group_forms(struct forms *f)
 {
     qsort(f->form, f->forms, sizeof(*f->form), by_mnemonic);
     f->mnem = calloc(ZYDIS_MNEMONIC_MAX_VALUE + 1, sizeof(*f->mnem));
-    if (!f->mnem)
-        return -1;
+    if (!f->mnem) return -1;
     for (uint32_t i = 0; i < f->forms; i++) {
         struct mnem *m = f->mnems ? &f->mnem[f->mnems - 1] : NULL;
         if (!m || m->mnemonic != f->form[i].mnemonic) {
@@ -337,8 +302,7 @@ static int group_forms(struct forms *f)
             struct form t = f->form[i];
             for (unsigned k = 0; k < 8; k++) { /* VSIB forms: a register that decodes */
                 t.modrm = (uint8_t)((f->form[i].modrm & ~0x38) | (t.reg_any ? k << 3 : f->form[i].modrm & 0x38u));
-                if (try_form(f, &t, &ic))
-                    break;
+                if (try_form(f, &t, &ic)) break;
             }
             m->category = (uint8_t)ic.d.meta.category;
             m->isa_ext = (uint8_t)ic.d.meta.isa_ext;
@@ -375,8 +339,7 @@ const struct form *forms_pick(const struct forms *f, const struct mnem *m, struc
 {
     for (unsigned i = 0; i < 12; i++) {
         const struct form *t = &f->form[m->first + rnd_below(r, m->count)];
-        if (!t->tried || t->ud < t->tried || (!working_only && rnd_pct(r, 5)))
-            return t;
+        if (!t->tried || t->ud < t->tried || (!working_only && rnd_pct(r, 5))) return t;
     }
     return NULL;
 }
@@ -387,16 +350,14 @@ static unsigned pick_reg(struct rng *r, uint16_t mask, unsigned n)
 {
     for (;;) {
         unsigned k = rnd_below(r, n);
-        if (!mask || (mask >> k & 1))
-            return k;
+        if (!mask || (mask >> k & 1)) return k;
     }
 }
 
 static void put_disp(struct asm_buf *a, unsigned size, struct rng *r)
 {
     int32_t v = (int32_t)rnd_below(r, 256) - 128;
-    for (unsigned i = 0; i < size; i++)
-        put(a, (uint32_t)v >> (8 * i) & 0xff);
+    for (unsigned i = 0; i < size; i++) put(a, (uint32_t)v >> (8 * i) & 0xff);
 }
 
 struct mem_choice {
@@ -427,14 +388,12 @@ static void choose_mem(struct mem_choice *m, struct ext *e, const struct form *f
         base = 5;
         e->b = 0;
     } else {
-        if ((base & 7) == 5 && m->mod == 0)
-            m->mod = 1;
+        if ((base & 7) == 5 && m->mod == 0) m->mod = 1;
         m->disp = m->mod == 1 ? 1 : m->mod == 2 ? 4 : 0;
         m->rm = base & 7;
         e->b = base >> 3;
     }
-    if (!m->has_sib)
-        return;
+    if (!m->has_sib) return;
     if (f->vsib) {
         index = rnd_below(r, mode == MODE_64 ? (f->enc == ENC_EVEX ? 32 : 16) : 8);
         e->v2 = index >> 4 & 1;
@@ -455,10 +414,8 @@ static void choose_ext(struct ext *e, const struct form *f, struct rng *r, unsig
         e->b = rnd_below(r, 2);
         e->x = f->enc == ENC_EVEX && rnd_below(r, 2);
     }
-    if (effort < 3)
-        e->v = rnd_below(r, many ? 16 : 8);
-    if (f->enc != ENC_EVEX)
-        return;
+    if (effort < 3) e->v = rnd_below(r, many ? 16 : 8);
+    if (f->enc != ENC_EVEX) return;
     e->aaa = rnd_pct(r, 60) || f->vsib ? 1 + rnd_below(r, 7) : 0;
     if (effort < 2) {
         e->bc = rnd_pct(r, 25);
@@ -466,19 +423,15 @@ static void choose_ext(struct ext *e, const struct form *f, struct rng *r, unsig
         e->r2 = many && rnd_below(r, 2);
         e->v2 = many && rnd_below(r, 2) && e->v;
     }
-    if (effort >= 4)
-        e->aaa = f->vsib;
+    if (effort >= 4) e->aaa = f->vsib;
 }
 
 static void put_odd_prefixes(struct asm_buf *a, const struct form *f, struct rng *r, unsigned mode)
 {
     static const uint8_t seg[6] = {0x64, 0x65, 0x64, 0x65, 0x26, 0x36};
-    if (rnd_pct(r, 12))
-        put(a, seg[rnd_below(r, 6)]);
-    if (rnd_pct(r, mode == MODE_16 ? 30 : 8) || (mode == MODE_16 && f->vsib))
-        put(a, 0x67);
-    if (f->enc == ENC_LEGACY && rnd_pct(r, 15))
-        put(a, 0xf0);
+    if (rnd_pct(r, 12)) put(a, seg[rnd_below(r, 6)]);
+    if (rnd_pct(r, mode == MODE_16 ? 30 : 8) || (mode == MODE_16 && f->vsib)) put(a, 0x67);
+    if (f->enc == ENC_LEGACY && rnd_pct(r, 15)) put(a, 0xf0);
 }
 
 /* Encodings on which Intel and AMD disagree, or Zydis with both: no oracle for them. */
@@ -515,12 +468,9 @@ static bool emit_once(const struct forms *f, const struct form *t, struct rng *r
     choose_ext(&e, t, r, f->mode, effort);
     bool mem = t->has_modrm && t->modrm < 0xc0;
     struct form form = *t;
-    if (t->enc == ENC_EVEX && e.bc && !mem)
-        form.ll = (uint8_t)rnd_below(r, 4); /* static rounding */
-    if (!t->has_modrm || (!t->reg_any && f->mode == MODE_64 && t->enc == ENC_LEGACY && t->map != 0))
-        e.x = 0;
-    if (mem)
-        choose_mem(&m, &e, t, r, opt, f->mode);
+    if (t->enc == ENC_EVEX && e.bc && !mem) form.ll = (uint8_t)rnd_below(r, 4); /* static rounding */
+    if (!t->has_modrm || (!t->reg_any && f->mode == MODE_64 && t->enc == ENC_LEGACY && t->map != 0)) e.x = 0;
+    if (mem) choose_mem(&m, &e, t, r, opt, f->mode);
     if (effort < 2)
         put_odd_prefixes(&a, t, r, f->mode);
     else if (f->mode == MODE_16 && t->vsib)
@@ -530,26 +480,21 @@ static bool emit_once(const struct forms *f, const struct form *t, struct rng *r
         unsigned reg = t->reg_any ? rnd_below(r, 8) : t->modrm >> 3 & 7u;
         unsigned rm = mem ? m.rm : t->rm_any ? rnd_below(r, 8) : t->modrm & 7u;
         put(&a, (mem ? m.mod << 6 : 0xc0) | reg << 3 | rm);
-        if (m.has_sib)
-            put(&a, m.sib);
+        if (m.has_sib) put(&a, m.sib);
         put_disp(&a, m.disp, r);
     }
-    if (t->enc == ENC_3DNOW)
-        put(&a, t->opcode);
+    if (t->enc == ENC_3DNOW) put(&a, t->opcode);
     unsigned imm_at = a.n;
-    while (a.n < imm_at + 8)
-        put(&a, rnd_pct(r, 30) ? rnd_below(r, 9) : (unsigned)rnd(r) & 0xff);
-    while (a.n < 24)
-        put(&a, 0);
-    return forms_decode(f, a.b, 15, out) &&
-           (out->d.mnemonic == t->mnemonic || t->mnemonic == ZYDIS_MNEMONIC_JRCXZ) && !vendor_specific(out, f->mode);
+    while (a.n < imm_at + 8) put(&a, rnd_pct(r, 30) ? rnd_below(r, 9) : (unsigned)rnd(r) & 0xff);
+    while (a.n < 24) put(&a, 0);
+    return forms_decode(f, a.b, 15, out) && (out->d.mnemonic == t->mnemonic || t->mnemonic == ZYDIS_MNEMONIC_JRCXZ) &&
+           !vendor_specific(out, f->mode);
 }
 
 bool forms_emit(const struct forms *f, const struct form *form, struct rng *r, const struct emit_opt *opt,
                 struct insn_code *out)
 {
     for (unsigned effort = 0; effort < 8; effort++)
-        if (emit_once(f, form, r, opt, out, effort))
-            return true;
+        if (emit_once(f, form, r, opt, out, effort)) return true;
     return false;
 }

@@ -6,20 +6,13 @@
 static uint64_t gen_number(struct rng *r)
 {
     switch (rnd_below(r, 10)) {
-    case 0:
-        return rnd_below(r, 3) - 1ull;
-    case 1:
-        return rnd_below(r, 70);
-    case 2:
-        return 1ull << rnd_below(r, 64);
-    case 3:
-        return (1ull << rnd_below(r, 64)) - 1;
-    case 4:
-        return (uint32_t)rnd(r);
-    case 5:
-        return DATA_BASE + rnd_below(r, DATA_PAGES * PAGE);
-    default:
-        return rnd(r);
+    case 0: return rnd_below(r, 3) - 1ull;
+    case 1: return rnd_below(r, 70);
+    case 2: return 1ull << rnd_below(r, 64);
+    case 3: return (1ull << rnd_below(r, 64)) - 1;
+    case 4: return (uint32_t)rnd(r);
+    case 5: return DATA_BASE + rnd_below(r, DATA_PAGES * PAGE);
+    default: return rnd(r);
     }
 }
 
@@ -43,10 +36,8 @@ uint64_t gen_target(struct rng *r, unsigned size, bool safe)
     unsigned where = rnd_below(r, 100);
     if (where < 20) /* around the page's end */
         return page + PAGE - rnd_below(r, size + 8) - (safe && page == DATA_BASE + 2 * PAGE ? PAGE : 0);
-    if (where < 55)
-        return page + 64 * rnd_below(r, PAGE / 64);
-    if (where < 70)
-        return page + (size ? rnd_below(r, PAGE / (size < PAGE ? size : PAGE)) * size : 0);
+    if (where < 55) return page + 64 * rnd_below(r, PAGE / 64);
+    if (where < 70) return page + (size ? rnd_below(r, PAGE / (size < PAGE ? size : PAGE)) * size : 0);
     return page + rnd_below(r, PAGE - 64);
 }
 
@@ -91,22 +82,17 @@ void gen_vector(struct rng *r, uint8_t out[64])
 static void gen_x87(struct rng *r, uint8_t *x)
 {
     uint16_t fcw = 0x37f, fsw = 0;
-    if (rnd_pct(r, 30))
-        fcw = (uint16_t)(((unsigned)rnd(r) & 0xf3f) | 0x40);
-    if (rnd_pct(r, 40))
-        fsw = (uint16_t)(rnd_below(r, 8) << 11);
-    if (rnd_pct(r, 15))
-        fsw |= (uint16_t)(rnd(r) & 0x477f);
+    if (rnd_pct(r, 30)) fcw = (uint16_t)(((unsigned)rnd(r) & 0xf3f) | 0x40);
+    if (rnd_pct(r, 40)) fsw = (uint16_t)(rnd_below(r, 8) << 11);
+    if (rnd_pct(r, 15)) fsw |= (uint16_t)(rnd(r) & 0x477f);
     memcpy(x, &fcw, 2);
     memcpy(x + 2, &fsw, 2);
     x[4] = rnd_pct(r, 40) ? 0xff : rnd_pct(r, 30) ? 0 : (uint8_t)rnd(r);
     for (unsigned i = 0; i < 8; i++) {
         uint64_t m = rnd(r) | 1ull << 63;
         uint16_t e = (uint16_t)(0x3fff + rnd_below(r, 16) - 8 + (rnd_below(r, 2) << 15));
-        if (rnd_pct(r, 15))
-            e = (uint16_t)rnd(r);
-        if (rnd_pct(r, 10))
-            m &= ~(1ull << 63);
+        if (rnd_pct(r, 15)) e = (uint16_t)rnd(r);
+        if (rnd_pct(r, 10)) m &= ~(1ull << 63);
         if (rnd_pct(r, 15)) { /* 0, 1, infinity, NaN */
             static const uint16_t es[4] = {0, 0x3fff, 0x7fff, 0x7fff};
             unsigned k = rnd_below(r, 4);
@@ -123,21 +109,17 @@ static void gen_xsave(struct rng *r, uint8_t *x)
     memset(x, 0, XSAVE_BYTES);
     gen_x87(r, x);
     uint32_t mxcsr = 0x1f80;
-    if (rnd_pct(r, 40))
-        mxcsr = (uint32_t)rnd(r) & 0xffff;
-    if (rnd_pct(r, 80))
-        mxcsr |= 0x1f80;
+    if (rnd_pct(r, 40)) mxcsr = (uint32_t)rnd(r) & 0xffff;
+    if (rnd_pct(r, 80)) mxcsr |= 0x1f80;
     memcpy(x + 24, &mxcsr, 4);
     for (unsigned i = 0; i < 32; i++) {
         uint8_t v[64];
         gen_vector(r, v);
         xsave_set_vec(x, i, v);
     }
-    for (unsigned i = 0; i < 8; i++)
-        xsave_set_k(x, i, rnd_pct(r, 20) ? 0 : rnd_pct(r, 20) ? ~0ull : rnd(r));
+    for (unsigned i = 0; i < 8; i++) xsave_set_k(x, i, rnd_pct(r, 20) ? 0 : rnd_pct(r, 20) ? ~0ull : rnd(r));
     uint64_t bv = host.xcomp;
-    if (rnd_pct(r, 10))
-        bv &= rnd(r);
+    if (rnd_pct(r, 10)) bv &= rnd(r);
     memcpy(x + 512, &bv, 8);
 }
 
@@ -146,8 +128,7 @@ void gen_state(struct diff_case *c, struct rng *r, unsigned mode)
     memset(c, 0, offsetof(struct diff_case, code));
     c->mode = mode;
     c->image = rnd_below(r, IMAGES);
-    for (unsigned i = 0; i < 16; i++)
-        c->gpr[i] = mode == MODE_64 ? gen_number(r) : i < 8 ? (uint32_t)gen_number(r) : 0;
+    for (unsigned i = 0; i < 16; i++) c->gpr[i] = mode == MODE_64 ? gen_number(r) : i < 8 ? (uint32_t)gen_number(r) : 0;
     c->gpr[4] = DATA_BASE + 2 * PAGE + 8 * rnd_below(r, 256) - data_base(mode);
     c->rflags = 0x202 | ((uint64_t)rnd(r) & 0x8d5);
     c->rflags |= rnd_pct(r, 15) ? 1u << 10 : 0;
@@ -166,8 +147,7 @@ void gen_state(struct diff_case *c, struct rng *r, unsigned mode)
 static int gpr_of(ZydisRegister reg)
 {
     ZydisRegister full = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, reg);
-    if (full < ZYDIS_REGISTER_RAX || full > ZYDIS_REGISTER_R15)
-        return -1;
+    if (full < ZYDIS_REGISTER_RAX || full > ZYDIS_REGISTER_R15) return -1;
     return full - ZYDIS_REGISTER_RAX;
 }
 
@@ -185,8 +165,7 @@ static void set_gpr(struct diff_case *c, int n, uint64_t v, unsigned bits)
 
 static uint64_t seg_base(const struct diff_case *c, ZydisRegister seg)
 {
-    if (c->mode != MODE_64)
-        return seg == ZYDIS_REGISTER_CS ? code_base(c->mode) : data_base(c->mode);
+    if (c->mode != MODE_64) return seg == ZYDIS_REGISTER_CS ? code_base(c->mode) : data_base(c->mode);
     return seg == ZYDIS_REGISTER_FS ? c->fs_base : seg == ZYDIS_REGISTER_GS ? c->gs_base : 0;
 }
 
@@ -198,8 +177,10 @@ static void steer_vsib(struct diff_case *c, struct rng *r, const struct insn_cod
     bool qword = false;
     for (unsigned i = 0; i < ic->d.operand_count; i++)
         if (ic->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
-            qword = strstr(ZydisMnemonicGetString(ic->d.mnemonic), "qp") || strstr(ZydisMnemonicGetString(ic->d.mnemonic), "pq") ||
-                    strstr(ZydisMnemonicGetString(ic->d.mnemonic), "qd") || strstr(ZydisMnemonicGetString(ic->d.mnemonic), "qq");
+            qword = strstr(ZydisMnemonicGetString(ic->d.mnemonic), "qp") ||
+                    strstr(ZydisMnemonicGetString(ic->d.mnemonic), "pq") ||
+                    strstr(ZydisMnemonicGetString(ic->d.mnemonic), "qd") ||
+                    strstr(ZydisMnemonicGetString(ic->d.mnemonic), "qq");
     bool wild = rnd_pct(r, 15);
     uint64_t skip = 0;
     for (unsigned i = 0; i < (qword ? 8 : 16); i++) {
@@ -216,8 +197,7 @@ static void steer_vsib(struct diff_case *c, struct rng *r, const struct insn_cod
     xsave_set_vec(c->xsave, (unsigned)n, v);
     if (ic->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX) {
         unsigned k = ic->d.avx.mask.reg - ZYDIS_REGISTER_K0;
-        if (rnd_pct(r, 80))
-            xsave_set_k(c->xsave, k & 7, xsave_get_k(c->xsave, k & 7) & ~skip);
+        if (rnd_pct(r, 80)) xsave_set_k(c->xsave, k & 7, xsave_get_k(c->xsave, k & 7) & ~skip);
     }
 }
 
@@ -231,8 +211,8 @@ static void patch_disp(struct insn_code *ic, int32_t v, unsigned size)
 }
 
 /* Chooses registers or the displacement so that the operand lies at `target`. */
-static void steer_to(struct diff_case *c, struct rng *r, struct insn_code *ic, ZydisDecodedOperandMem *m, uint64_t target,
-                     uint64_t rip)
+static void steer_to(struct diff_case *c, struct rng *r, struct insn_code *ic, ZydisDecodedOperandMem *m,
+                     uint64_t target, uint64_t rip)
 {
     unsigned bits = ic->d.address_width;
     uint64_t want = target - seg_base(c, m->segment);
@@ -244,8 +224,7 @@ static void steer_to(struct diff_case *c, struct rng *r, struct insn_code *ic, Z
     int base = m->base == ZYDIS_REGISTER_NONE ? -1 : gpr_of(m->base);
     bool vsib = m->type == ZYDIS_MEMOP_TYPE_VSIB;
     int index = m->index == ZYDIS_REGISTER_NONE || vsib ? -1 : gpr_of(m->index);
-    if (vsib)
-        steer_vsib(c, r, ic, m);
+    if (vsib) steer_vsib(c, r, ic, m);
     if (ic->d.mnemonic == ZYDIS_MNEMONIC_XLAT) {
         set_gpr(c, 3, want - (c->gpr[0] & 0xff), bits);
         return;
@@ -268,8 +247,7 @@ static void steer_to(struct diff_case *c, struct rng *r, struct insn_code *ic, Z
         set_gpr(c, base, (want - disp) / (1u + scale), bits);
         return;
     }
-    if (index >= 0 && rnd_pct(r, 70))
-        set_gpr(c, index, (uint64_t)rnd_below(r, 512) - 256, bits);
+    if (index >= 0 && rnd_pct(r, 70)) set_gpr(c, index, (uint64_t)rnd_below(r, 512) - 256, bits);
     uint64_t idx = index >= 0 ? (c->gpr[index] & width_mask(bits)) * scale : 0;
     set_gpr(c, base, want - disp - idx, bits);
 }
@@ -296,9 +274,7 @@ static unsigned fp_image(struct diff_case *c, struct rng *r, const struct insn_c
     unsigned len = 512;
     switch (ic->d.mnemonic) {
     case ZYDIS_MNEMONIC_LDMXCSR:
-    case ZYDIS_MNEMONIC_VLDMXCSR:
-        memcpy(buf, &mxcsr, 4);
-        return 4;
+    case ZYDIS_MNEMONIC_VLDMXCSR: memcpy(buf, &mxcsr, 4); return 4;
     case ZYDIS_MNEMONIC_XRSTOR:
     case ZYDIS_MNEMONIC_XRSTOR64: {
         uint64_t bv = host.xcomp & rnd(r) & 7;
@@ -310,10 +286,8 @@ static unsigned fp_image(struct diff_case *c, struct rng *r, const struct insn_c
         break;
     }
     case ZYDIS_MNEMONIC_FXRSTOR:
-    case ZYDIS_MNEMONIC_FXRSTOR64:
-        break;
-    default:
-        return 0;
+    case ZYDIS_MNEMONIC_FXRSTOR64: break;
+    default: return 0;
     }
     gen_x87(r, buf);
     memcpy(buf + 24, &mxcsr, 4);
@@ -335,8 +309,7 @@ static void gen_memory_content(struct diff_case *c, struct rng *r, const struct 
 {
     uint8_t buf[1024];
     unsigned len;
-    for (unsigned i = 0; i < sizeof(buf); i += 64)
-        gen_vector(r, buf + i);
+    for (unsigned i = 0; i < sizeof(buf); i += 64) gen_vector(r, buf + i);
     switch (ic->d.mnemonic) {
     case ZYDIS_MNEMONIC_JMP:
     case ZYDIS_MNEMONIC_CALL:
@@ -359,8 +332,7 @@ static void gen_memory_content(struct diff_case *c, struct rng *r, const struct 
         }
         return;
     case ZYDIS_MNEMONIC_CMPXCHG:
-        if (rnd_pct(r, 50))
-            patch_u64(c, at, c->gpr[0]);
+        if (rnd_pct(r, 50)) patch_u64(c, at, c->gpr[0]);
         return;
     case ZYDIS_MNEMONIC_CMPXCHG8B:
     case ZYDIS_MNEMONIC_CMPXCHG16B:
@@ -387,26 +359,19 @@ static void gen_stack_content(struct diff_case *c, struct rng *r, const struct i
     uint64_t v[5] = {gen_code_target(r) - code_base(c->mode), cs, 0x202 | (rnd(r) & 0x244dd5), sp + 64, SEL_DATA};
     switch (ic->d.mnemonic) {
     case ZYDIS_MNEMONIC_RET:
-        if (rnd_pct(r, 80))
-            patch_u64(c, sp, v[0]);
+        if (rnd_pct(r, 80)) patch_u64(c, sp, v[0]);
         return;
     case ZYDIS_MNEMONIC_POPF:
     case ZYDIS_MNEMONIC_POPFD:
-    case ZYDIS_MNEMONIC_POPFQ:
-        patch_u64(c, sp, rnd(r) & (rnd_pct(r, 80) ? ~0x100ull : ~0ull));
-        return;
+    case ZYDIS_MNEMONIC_POPFQ: patch_u64(c, sp, rnd(r) & (rnd_pct(r, 80) ? ~0x100ull : ~0ull)); return;
     case ZYDIS_MNEMONIC_IRET:
     case ZYDIS_MNEMONIC_IRETD:
     case ZYDIS_MNEMONIC_IRETQ:
-        if (w == 2 && c->mode != MODE_16)
-            return;
-        for (unsigned i = 0; i < 5; i++)
-            memcpy(frame + i * w, &v[i], w);
-        if (rnd_pct(r, 70))
-            case_patch(c, sp, frame, 5 * w);
+        if (w == 2 && c->mode != MODE_16) return;
+        for (unsigned i = 0; i < 5; i++) memcpy(frame + i * w, &v[i], w);
+        if (rnd_pct(r, 70)) case_patch(c, sp, frame, 5 * w);
         return;
-    default:
-        return;
+    default: return;
     }
 }
 
@@ -416,8 +381,7 @@ static void gen_bit_offset(struct diff_case *c, struct rng *r, const struct insn
         return;
     int n = gpr_of(ic->op[1].reg.value);
     bool is_base = n == gpr_of(ic->op[0].mem.base) || n == gpr_of(ic->op[0].mem.index);
-    if (n >= 0 && !is_base)
-        set_gpr(c, n, (uint64_t)rnd_below(r, 0x8000) - 0x4000, ic->op[1].size);
+    if (n >= 0 && !is_base) set_gpr(c, n, (uint64_t)rnd_below(r, 0x8000) - 0x4000, ic->op[1].size);
 }
 
 /* Registers with a meaning of their own: before addresses are chosen. */
@@ -429,15 +393,12 @@ static void gen_special_registers(struct diff_case *c, struct rng *r, const stru
     switch (ic->d.mnemonic) {
     case ZYDIS_MNEMONIC_DIV:
     case ZYDIS_MNEMONIC_IDIV:
-        if (rnd_pct(r, 80))
-            c->gpr[2] = rnd_below(r, 3) - 1ull;
+        if (rnd_pct(r, 80)) c->gpr[2] = rnd_below(r, 3) - 1ull;
         break;
     case ZYDIS_MNEMONIC_BT:
     case ZYDIS_MNEMONIC_BTS:
     case ZYDIS_MNEMONIC_BTR:
-    case ZYDIS_MNEMONIC_BTC:
-        gen_bit_offset(c, r, ic);
-        break;
+    case ZYDIS_MNEMONIC_BTC: gen_bit_offset(c, r, ic); break;
     case ZYDIS_MNEMONIC_JMP:
     case ZYDIS_MNEMONIC_CALL:
         if (o[0].type == ZYDIS_OPERAND_TYPE_REGISTER && rnd_pct(r, 80) && (n = gpr_of(o[0].reg.value)) >= 0)
@@ -465,8 +426,7 @@ static void gen_special_registers(struct diff_case *c, struct rng *r, const stru
                 (ic->d.mnemonic != ZYDIS_MNEMONIC_MOV || ic->d.opcode == 0x8e))
                 set_gpr(c, n, sels[rnd_below(r, sizeof(sels) / sizeof(*sels))], 16);
         break;
-    default:
-        break;
+    default: break;
     }
     if (ic->d.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
         set_gpr(c, 1, rnd_below(r, rnd_pct(r, 90) ? 24 : 3000), ic->d.address_width);
@@ -493,19 +453,16 @@ static void steer_branch(struct rng *r, struct insn_code *ic, uint64_t rip)
 void gen_operands(struct diff_case *c, struct rng *r, struct insn_code *ic, uint64_t rip)
 {
     gen_special_registers(c, r, ic);
-    if (ic->d.raw.imm[0].is_relative)
-        steer_branch(r, ic, rip);
+    if (ic->d.raw.imm[0].is_relative) steer_branch(r, ic, rip);
     for (unsigned i = 0; i < ic->d.operand_count; i++) {
         ZydisDecodedOperand *o = &ic->op[i];
-        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
-            continue;
+        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN) continue;
         /* Stack operands: RSP is good as it is most of the time. */
         if (o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN && o->mem.base == ZYDIS_REGISTER_RSP && rnd_pct(r, 60))
             continue;
         steer_to(c, r, ic, &o->mem, gen_target(r, o->size / 8, false), rip);
     }
-    if (ic->d.mnemonic == ZYDIS_MNEMONIC_CLZERO)
-        c->gpr[0] = gen_target(r, 64, false);
+    if (ic->d.mnemonic == ZYDIS_MNEMONIC_CLZERO) c->gpr[0] = gen_target(r, 64, false);
     gen_stack_content(c, r, ic);
     for (unsigned i = 0; i < ic->d.operand_count_visible; i++) {
         ZydisDecodedOperand *o = &ic->op[i];
@@ -517,12 +474,9 @@ void gen_operands(struct diff_case *c, struct rng *r, struct insn_code *ic, uint
 static uint64_t gen_rip(struct rng *r, unsigned len)
 {
     unsigned k = rnd_below(r, 100);
-    if (k < 70)
-        return CODE_BASE + rnd_below(r, 0x500);
-    if (k < 90)
-        return CODE_BASE + PAGE - rnd_below(r, len + 1); /* crosses into the second page */
-    if (k < 95)
-        return CODE_BASE + CODE_PAGES * PAGE - 1 - rnd_below(r, len + 1); /* may run into the hole */
+    if (k < 70) return CODE_BASE + rnd_below(r, 0x500);
+    if (k < 90) return CODE_BASE + PAGE - rnd_below(r, len + 1);                  /* crosses into the second page */
+    if (k < 95) return CODE_BASE + CODE_PAGES * PAGE - 1 - rnd_below(r, len + 1); /* may run into the hole */
     return CODE_BASE + PAGE + rnd_below(r, 0x200);
 }
 
@@ -531,14 +485,13 @@ static bool sees_stack_pointer(const struct insn_code *ic)
 {
     for (unsigned i = 0; i < ic->d.operand_count; i++) {
         const ZydisDecodedOperand *o = &ic->op[i];
-        if (o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
-            continue;
-        if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_of(o->reg.value) == 4)
-            return true;
+        if (o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN) continue;
+        if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_of(o->reg.value) == 4) return true;
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && (gpr_of(o->mem.base) == 4 || gpr_of(o->mem.index) == 4))
             return true;
     }
-    return ic->d.mnemonic == ZYDIS_MNEMONIC_PUSHAD || (ic->d.mnemonic == ZYDIS_MNEMONIC_ENTER && ic->d.operand_width == 32);
+    return ic->d.mnemonic == ZYDIS_MNEMONIC_PUSHAD ||
+           (ic->d.mnemonic == ZYDIS_MNEMONIC_ENTER && ic->d.operand_width == 32);
 }
 
 bool gen_single(struct diff_case *c, const struct forms *f, const struct form *form, uint64_t seed)
@@ -549,10 +502,8 @@ bool gen_single(struct diff_case *c, const struct forms *f, const struct form *f
     gen_state(c, &r, f->mode);
     c->seed = seed;
     c->stack32 = f->mode == MODE_16 && rnd_pct(&r, 50);
-    if (!forms_emit(f, form, &r, &opt, &ic))
-        return false;
-    if (c->mode == MODE_16 && !c->stack32 && sees_stack_pointer(&ic))
-        return false;
+    if (!forms_emit(f, form, &r, &opt, &ic)) return false;
+    if (c->mode == MODE_16 && !c->stack32 && sees_stack_pointer(&ic)) return false;
     c->rip = gen_rip(&r, ic.len);
     if (ic.d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || ic.d.meta.isa_ext != ZYDIS_ISA_EXT_BASE)
         c->rflags &= ~0x40000ull; /* what #AC checks of vector operands differs between CPUs */

@@ -7,13 +7,11 @@ int fuzz_one(struct fuzz *z, const struct diff_case *c, bool on_fresh, struct ve
 {
     if (on_fresh) {
         worker_stop(&z->worker[SIDE_ENGINE]);
-        if (worker_start(&z->worker[SIDE_ENGINE]))
-            return -1;
+        if (worker_start(&z->worker[SIDE_ENGINE])) return -1;
     }
     z->batch->cases[0] = *c;
     z->batch->count = 1;
-    if (workers_run(z->worker, SIDES))
-        return -1;
+    if (workers_run(z->worker, SIDES)) return -1;
     compare_results(c, &z->forms, &z->batch->results[SIDE_NATIVE][0], &z->batch->results[SIDE_ENGINE][0], v);
     return 0;
 }
@@ -22,8 +20,7 @@ int fuzz_one(struct fuzz *z, const struct diff_case *c, bool on_fresh, struct ve
 static bool try_change(struct fuzz *z, struct diff_case *c, const struct diff_case *n, bool on_fresh, struct verdict *v)
 {
     static struct verdict w;
-    if (fuzz_one(z, n, on_fresh, &w) || w.equal || w.skipped || strcmp(w.field, v->field))
-        return false;
+    if (fuzz_one(z, n, on_fresh, &w) || w.equal || w.skipped || strcmp(w.field, v->field)) return false;
     *c = *n;
     *v = w;
     return true;
@@ -32,8 +29,7 @@ static bool try_change(struct fuzz *z, struct diff_case *c, const struct diff_ca
 static bool is_nop(const struct diff_case *c, unsigned from, unsigned to)
 {
     for (; from < to; from++)
-        if (c->code[from] != 0x90)
-            return false;
+        if (c->code[from] != 0x90) return false;
     return true;
 }
 
@@ -43,8 +39,7 @@ static bool drop_instructions(struct fuzz *z, struct diff_case *c, unsigned coun
     bool any = false;
     for (unsigned i = 0; i + count <= c->insns; i += count) {
         unsigned from = c->insn_off[i], to = i + count < c->insns ? c->insn_off[i + count] : c->code_len;
-        if (is_nop(c, from, to))
-            continue;
+        if (is_nop(c, from, to)) continue;
         n = *c;
         memset(n.code + from, 0x90, to - from);
         any |= try_change(z, c, &n, on_fresh, v);
@@ -70,11 +65,9 @@ static void plain_state(struct fuzz *z, struct diff_case *c, bool on_fresh, stru
         uint64_t *field = i < 16 ? &n.gpr[i] : i == 16 ? &n.fs_base : &n.gs_base;
         for (unsigned k = 0; k < 2; k++) {
             n = *c;
-            if (*field == plain[k])
-                break;
+            if (*field == plain[k]) break;
             *field = plain[k];
-            if (try_change(z, c, &n, on_fresh, v))
-                break;
+            if (try_change(z, c, &n, on_fresh, v)) break;
         }
     }
     n = *c;
@@ -84,8 +77,7 @@ static void plain_state(struct fuzz *z, struct diff_case *c, bool on_fresh, stru
 
 void minimise(struct fuzz *z, struct diff_case *c, bool on_fresh, struct verdict *v)
 {
-    for (unsigned count = 16; c->insns > 1 && count >= 1; count /= 2)
-        drop_instructions(z, c, count, on_fresh, v);
+    for (unsigned count = 16; c->insns > 1 && count >= 1; count /= 2) drop_instructions(z, c, count, on_fresh, v);
     while (c->insns > 1 && drop_instructions(z, c, 1, on_fresh, v))
         ;
     plain_state(z, c, on_fresh, v);

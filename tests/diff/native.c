@@ -43,7 +43,7 @@ uint64_t nat_xmask __attribute__((used)), nat_host_rsp __attribute__((used)), na
 uint64_t nat_fs __attribute__((used)), nat_gs __attribute__((used));
 uint32_t nat_ds __attribute__((used)), nat_es __attribute__((used));
 uint32_t nat_sel_fs __attribute__((used)), nat_sel_gs __attribute__((used));
-uint32_t nat_data_sel __attribute__((used)); /* loaded into DS, ES and, for 32-bit code, FS and GS */
+uint32_t nat_data_sel __attribute__((used));       /* loaded into DS, ES and, for 32-bit code, FS and GS */
 volatile uint8_t nat_inside __attribute__((used)); /* the case runs; also the selector of syscall user dispatch */
 volatile uint32_t nat_ticks __attribute__((used));
 
@@ -64,7 +64,7 @@ __asm__(".text\n"
         "    push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n"
         "    mov %rsp, nat_host_rsp(%rip)\n"
         "    mov $158, %eax\n mov $0x1001, %edi\n mov 176+nat_frame(%rip), %rsi\n syscall\n" /* ARCH_SET_GS */
-        "    mov $158, %eax\n mov $0x1002, %edi\n mov 168+nat_frame(%rip), %rsi\n syscall\n"        /* ARCH_SET_FS */
+        "    mov $158, %eax\n mov $0x1002, %edi\n mov 168+nat_frame(%rip), %rsi\n syscall\n" /* ARCH_SET_FS */
         "    mov nat_data_sel(%rip), %eax\n mov %eax, %ds\n mov %eax, %es\n"
         "    test %eax, %eax\n jz 3f\n mov %eax, %fs\n mov %eax, %gs\n3:\n"
         "    mov nat_xmask(%rip), %eax\n xor %edx, %edx\n xrstor64 nat_xsave(%rip)\n"
@@ -76,7 +76,7 @@ __asm__(".text\n"
         "    mov 112(%rdi), %r14\n mov 120(%rdi), %r15\n mov 56(%rdi), %rdi\n"
         "    movb $1, nat_inside(%rip)\n"
         "    iretq\n"
-        "native_signal:\n" /* edi sig, rsi info, rdx ucontext */
+        "native_signal:\n"                              /* edi sig, rsi info, rdx ucontext */
         "    pushfq\n andl $~0x44000, (%rsp)\n popfq\n" /* AC and NT may still be the guest's */
         "    cmpb $0, nat_inside(%rip)\n jne 1f\n ret\n"
         "1:  cmp $26, %edi\n jne 2f\n" /* SIGVTALRM: let the case go on for a while */
@@ -109,8 +109,7 @@ void native_signal_c(int sig, siginfo_t *info, void *ucontext)
     static const uint8_t order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                       REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
     (void)info;
-    for (unsigned i = 0; i < 16; i++)
-        cur->gpr[i] = (uint64_t)g[order[i]];
+    for (unsigned i = 0; i < 16; i++) cur->gpr[i] = (uint64_t)g[order[i]];
     cur->rip = (uint64_t)g[REG_RIP];
     cur->rflags = (uint64_t)g[REG_EFL];
     uint64_t sels = (uint64_t)g[REG_CSGSFS]; /* cs gs fs ss, 16 bits each */
@@ -127,8 +126,7 @@ void native_signal_c(int sig, siginfo_t *info, void *ucontext)
     cur->cr2 = cur->vector == 14 ? (uint64_t)g[REG_CR2] : 0;
     memcpy(cur->xsave, uc->uc_mcontext.fpregs, XSAVE_BYTES);
     /* A fault of the harness itself must not pass for a result. */
-    if (cur->rip >= (uint64_t)(uintptr_t)native_text && cur->rip < (uint64_t)(uintptr_t)native_text_end)
-        _exit(98);
+    if (cur->rip >= (uint64_t)(uintptr_t)native_text && cur->rip < (uint64_t)(uintptr_t)native_text_end) _exit(98);
     cur->status = sig == SIGSYS ? RUN_SKIP : sig == SIGVTALRM ? RUN_HANG : RUN_DONE;
 }
 
@@ -159,12 +157,14 @@ static int map_window(void)
 /* The LDT of MODE_16. Kernels can be built without it: then such cases are skipped. */
 static bool make_ldt(void)
 {
-    struct user_desc code = {.entry_number = SEL_CODE16 >> 3, .base_addr = CODE_BASE, .limit = LIMIT_CODE16, .contents = 2};
+    struct user_desc code = {
+        .entry_number = SEL_CODE16 >> 3, .base_addr = CODE_BASE, .limit = LIMIT_CODE16, .contents = 2};
     struct user_desc data = {.entry_number = SEL_DATA16 >> 3, .base_addr = DATA_BASE, .limit = LIMIT_DATA16};
     struct user_desc stack = data;
     stack.entry_number = SEL_STACK32 >> 3;
     stack.seg_32bit = 1;
-    return !syscall(SYS_modify_ldt, 1, &stack, sizeof(stack)) && !syscall(SYS_modify_ldt, 1, &code, sizeof(code)) && !syscall(SYS_modify_ldt, 1, &data, sizeof(data));
+    return !syscall(SYS_modify_ldt, 1, &stack, sizeof(stack)) && !syscall(SYS_modify_ldt, 1, &code, sizeof(code)) &&
+           !syscall(SYS_modify_ldt, 1, &data, sizeof(data));
 }
 
 int native_init(char *text)
@@ -175,14 +175,12 @@ int native_init(char *text)
         return -1;
     }
     stack_t ss = {.ss_sp = malloc(ALTSTACK_SIZE), .ss_size = ALTSTACK_SIZE};
-    if (!ss.ss_sp || sigaltstack(&ss, NULL))
-        return -1;
+    if (!ss.ss_sp || sigaltstack(&ss, NULL)) return -1;
     for (unsigned i = 0; i < sizeof(sigs) / sizeof(*sigs); i++) {
         struct raw_sigaction sa = {.handler = native_signal,
                                    .flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER | 0x04000000 /* SA_RESTORER */,
                                    .restorer = native_restorer};
-        if (syscall(SYS_rt_sigaction, sigs[i], &sa, NULL, 8))
-            return -1;
+        if (syscall(SYS_rt_sigaction, sigs[i], &sa, NULL, 8)) return -1;
     }
     syscall(SYS_arch_prctl, ARCH_GET_FS, &nat_host_fs);
     nat_xmask = host.xcomp;
@@ -208,8 +206,7 @@ static void copy_window(uint8_t *image, bool in)
 {
     for (uint64_t va = DATA_BASE; va < DATA_BASE + DATA_PAGES * PAGE; va += PAGE) {
         int p = mem_page_index(va);
-        if (p < 0)
-            continue;
+        if (p < 0) continue;
         bool ro = data_page_kind[(va - DATA_BASE) / PAGE] == PK_RO;
         uint8_t *at = image + (unsigned)p * PAGE, *win = (uint8_t *)(uintptr_t)va;
         if (in && ro && memcmp(win, at, PAGE)) {

@@ -154,7 +154,8 @@ static void build_descriptors(void)
         uint64_t dpl = v == 3 || v == 4 ? 3 : 0;
         uint8_t stub[4] = {0xe6, (uint8_t)(EXIT_PORT + v), 0xeb, 0xfe};
         memcpy(ram(PA_STUBS + v * 16), stub, sizeof(stub));
-        write_u64(PA_IDT + v * 16, (at & 0xffff) | 0x10ull << 16 | (0x8eull | dpl << 5) << 40 | (at >> 16 & 0xffff) << 48);
+        write_u64(PA_IDT + v * 16,
+                  (at & 0xffff) | 0x10ull << 16 | (0x8eull | dpl << 5) << 40 | (at >> 16 & 0xffff) << 48);
         write_u64(PA_IDT + v * 16 + 8, at >> 32);
     }
 }
@@ -177,8 +178,7 @@ static void load_segments(struct cpu_state *s, const struct diff_case *c)
 {
     if (c->mode == MODE_16) {
         struct cpu_segment d16 = {.selector = SEL_DATA16, .attr = 0xf3, .limit = LIMIT_DATA16, .base = DATA_BASE};
-        for (unsigned i = 0; i < SEG_COUNT; i++)
-            s->seg[i] = d16;
+        for (unsigned i = 0; i < SEG_COUNT; i++) s->seg[i] = d16;
         if (c->stack32) {
             s->seg[SEG_SS].selector = SEL_STACK32;
             s->seg[SEG_SS].attr |= SEG_ATTR_DB;
@@ -190,8 +190,8 @@ static void load_segments(struct cpu_state *s, const struct diff_case *c)
     bool m32 = c->mode == MODE_32;
     struct cpu_segment null = {.attr = SEG_ATTR_NULL};
     struct cpu_segment data = {.selector = SEL_DATA, .attr = 0xc0f3, .limit = 0xffffffff};
-    s->seg[SEG_CS] =
-        (struct cpu_segment){.selector = m32 ? SEL_CODE32 : SEL_CODE64, .attr = m32 ? 0xc0fb : 0xa0fb, .limit = 0xffffffff};
+    s->seg[SEG_CS] = (struct cpu_segment){
+        .selector = m32 ? SEL_CODE32 : SEL_CODE64, .attr = m32 ? 0xc0fb : 0xa0fb, .limit = 0xffffffff};
     s->seg[SEG_SS] = data;
     s->seg[SEG_DS] = s->seg[SEG_ES] = m32 ? data : null;
     s->seg[SEG_FS] = s->seg[SEG_GS] = m32 ? data : null;
@@ -220,8 +220,7 @@ static bool serve_mmio(void)
 {
     uint64_t off = leave.mmio.addr.v - GPA_MMIO;
     unsigned len = leave.mmio.len;
-    if (leave.mmio.addr.v < GPA_MMIO || off + len > PAGE || len > 8)
-        return false;
+    if (leave.mmio.addr.v < GPA_MMIO || off + len > PAGE || len > 8) return false;
     if (leave.mmio.write)
         memcpy(mmio_page + off, leave.mmio.data, len);
     else
@@ -243,17 +242,13 @@ static bool run_to_exception(struct diff_result *r)
             snprintf(r->text, sizeof(r->text), "I/O exit on port %#x", leave.io.port);
             return false;
         case VCPU_EXIT_MMIO:
-            if (serve_mmio())
-                break;
+            if (serve_mmio()) break;
             snprintf(r->text, sizeof(r->text), "MMIO exit at %#llx, %u bytes", (unsigned long long)leave.mmio.addr.v,
                      leave.mmio.len);
             return false;
         case VCPU_EXIT_PAUSE:
-        case VCPU_EXIT_KICKED:
-            break;
-        case VCPU_EXIT_FAIL:
-            snprintf(r->text, sizeof(r->text), "engine failed: %.100s", leave.fail);
-            return false;
+        case VCPU_EXIT_KICKED: break;
+        case VCPU_EXIT_FAIL: snprintf(r->text, sizeof(r->text), "engine failed: %.100s", leave.fail); return false;
         default:
             snprintf(r->text, sizeof(r->text), "exit of kind %d%s", leave.kind,
                      leave.kind == VCPU_EXIT_SHUTDOWN ? " (triple fault)" : "");
@@ -315,8 +310,7 @@ void soft_run(const struct diff_case *c, struct diff_result *r)
         snprintf(r->text, sizeof(r->text), "set_state: %.100s", e.text);
         return;
     }
-    if (!run_to_exception(r))
-        return;
+    if (!run_to_exception(r)) return;
     engine_soft.get_state(vcpu, &state);
     r->status = RUN_DONE;
     read_result(r);

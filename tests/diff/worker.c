@@ -50,12 +50,10 @@ static void worker_main(struct worker *w, int in, int out)
                 soft_run(&b->cases[i], r);
             } else {
                 native_run(&b->cases[i], r);
-                if (w->kind == RUNNER_NATIVE_BROKEN)
-                    break_result(&b->cases[i], r);
+                if (w->kind == RUNNER_NATIVE_BROKEN) break_result(&b->cases[i], r);
             }
         }
-        if (write(out, &go, 1) != 1)
-            break;
+        if (write(out, &go, 1) != 1) break;
     }
     _exit(0);
 }
@@ -63,12 +61,10 @@ static void worker_main(struct worker *w, int in, int out)
 int worker_start(struct worker *w)
 {
     int to[2], from[2];
-    if (pipe(to) || pipe(from))
-        return -1;
+    if (pipe(to) || pipe(from)) return -1;
     fflush(NULL);
     w->pid = fork();
-    if (w->pid < 0)
-        return -1;
+    if (w->pid < 0) return -1;
     if (w->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         close(to[1]);
@@ -84,8 +80,7 @@ int worker_start(struct worker *w)
 
 void worker_stop(struct worker *w)
 {
-    if (w->pid <= 0)
-        return;
+    if (w->pid <= 0) return;
     kill(w->pid, SIGKILL);
     waitpid(w->pid, NULL, 0);
     close(w->to);
@@ -98,8 +93,7 @@ static int worker_lost(struct worker *w, enum run_status why)
 {
     uint32_t at = atomic_load(&w->batch->progress[w->side]);
     int status = 0;
-    if (why == RUN_HANG)
-        kill(w->pid, SIGKILL);
+    if (why == RUN_HANG) kill(w->pid, SIGKILL);
     waitpid(w->pid, &status, 0);
     close(w->to);
     close(w->from);
@@ -126,18 +120,12 @@ static int worker_finish(struct worker *w)
         struct pollfd p = {.fd = w->from, .events = POLLIN};
         int n = poll(&p, 1, STALL_MS);
         char done;
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n > 0 && read(w->from, &done, 1) == 1)
-            return 0;
-        if (n == 0 && atomic_load(&w->batch->progress[w->side]) != before)
-            continue;
-        if (worker_lost(w, n == 0 ? RUN_HANG : RUN_CRASH))
-            return -1;
-        if (w->batch->first[w->side] >= w->batch->count)
-            return 0;
-        if (worker_go(w))
-            return -1;
+        if (n < 0 && errno == EINTR) continue;
+        if (n > 0 && read(w->from, &done, 1) == 1) return 0;
+        if (n == 0 && atomic_load(&w->batch->progress[w->side]) != before) continue;
+        if (worker_lost(w, n == 0 ? RUN_HANG : RUN_CRASH)) return -1;
+        if (w->batch->first[w->side] >= w->batch->count) return 0;
+        if (worker_go(w)) return -1;
     }
 }
 
@@ -145,11 +133,9 @@ int workers_run(struct worker *w, unsigned workers)
 {
     for (unsigned i = 0; i < workers; i++) {
         w[i].batch->first[w[i].side] = 0;
-        if (worker_go(&w[i]))
-            return -1;
+        if (worker_go(&w[i])) return -1;
     }
     for (unsigned i = 0; i < workers; i++)
-        if (worker_finish(&w[i]))
-            return -1;
+        if (worker_finish(&w[i])) return -1;
     return 0;
 }
