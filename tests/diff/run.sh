@@ -10,7 +10,7 @@ mkdir -p "$out"
 if [ "${1:-}" = --endless ]; then
     # Rounds of five minutes, each with seeds of its own; the mode changes so that all of it is reached.
     for ((round = $(date +%s); ; round++)); do
-        for mode in 64 64 64 32; do
+        for mode in 64 64 64 32 16; do
             echo "== mode $mode, seed $round$mode"
             "$fuzz" --mode $mode --seed "$round$mode$RANDOM" --seconds 300 --out "$out" || exit 1
         done
@@ -28,7 +28,8 @@ check() {
     fi
 }
 timeout -k 5 100 "$fuzz" --self-test --seed 7 --cases 4000 | grep -E '^(PASS|FAIL)' || { echo "FAIL diff/self-test"; status=1; }
-check instructions --singles --seed 11 --seconds 32
-check blocks --blocks --seed 12 --seconds 32
-check compatibility-mode --mode 32 --seed 13 --seconds 12
+check instructions --singles --seed 11 --seconds 30
+check blocks --blocks --seed 12 --seconds 30
+check compatibility-mode --mode 32 --seed 13 --seconds 10
+check sixteen-bit --mode 16 --seed 14 --seconds 8
 exit $status
