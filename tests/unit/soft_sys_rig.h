@@ -22,9 +22,25 @@
 
 /* Selectors. */
 enum {
-    S_CODE64 = 0x08, S_DATA = 0x10, S_CODE32 = 0x18, S_UCODE32 = 0x20, S_UDATA = 0x28, S_UCODE64 = 0x30, S_CONFORM = 0x38,
-    S_ABSENT = 0x40, S_READONLY = 0x48, S_EXECONLY = 0x50, S_TSS = 0x58, S_GATE = 0x68, S_LDT = 0x78, S_EXPAND = 0x88, S_CODE16 = 0x90,
-    S_DATA16 = 0x98, S_DATA1 = 0xa0, S_TSS2 = 0xa8, S_LIMIT = 0xbf,
+    S_CODE64 = 0x08,
+    S_DATA = 0x10,
+    S_CODE32 = 0x18,
+    S_UCODE32 = 0x20,
+    S_UDATA = 0x28,
+    S_UCODE64 = 0x30,
+    S_CONFORM = 0x38,
+    S_ABSENT = 0x40,
+    S_READONLY = 0x48,
+    S_EXECONLY = 0x50,
+    S_TSS = 0x58,
+    S_GATE = 0x68,
+    S_LDT = 0x78,
+    S_EXPAND = 0x88,
+    S_CODE16 = 0x90,
+    S_DATA16 = 0x98,
+    S_DATA1 = 0xa0,
+    S_TSS2 = 0xa8,
+    S_LIMIT = 0xbf,
 };
 
 static struct {
@@ -71,8 +87,7 @@ static inline bool fake_msr_write(void *ctx, uint32_t n, uint64_t v)
 {
     (void)ctx;
     fake_apic.last_msr = n;
-    if (n == 0x1b)
-        fake_apic.apic_base = v;
+    if (n == 0x1b) fake_apic.apic_base = v;
     return n == 0x1b || n == 0x80b;
 }
 static inline void fake_tsc_offset(void *ctx, uint64_t v)
@@ -80,14 +95,17 @@ static inline void fake_tsc_offset(void *ctx, uint64_t v)
     (void)ctx;
     fake_apic.tsc_offset = v;
 }
-static const struct vcpu_irq_port fake_port = {.get_cr8 = fake_get_cr8, .set_cr8 = fake_set_cr8, .msr_read = fake_msr_read,
-                                               .msr_write = fake_msr_write, .set_tsc_offset = fake_tsc_offset};
+static const struct vcpu_irq_port fake_port = {.get_cr8 = fake_get_cr8,
+                                               .set_cr8 = fake_set_cr8,
+                                               .msr_read = fake_msr_read,
+                                               .msr_write = fake_msr_write,
+                                               .set_tsc_offset = fake_tsc_offset};
 
 /* A descriptor: attr as in struct cpu_segment, limit in bytes or pages as G says. */
 static inline uint64_t sys_desc(uint32_t base, uint32_t limit, uint32_t attr)
 {
-    return (limit & 0xffffull) | (uint64_t)(base & 0xffffff) << 16 | (uint64_t)(attr & 0xf0ff) << 40 | (uint64_t)(limit >> 16 & 15) << 48 |
-           (uint64_t)(base >> 24) << 56;
+    return (limit & 0xffffull) | (uint64_t)(base & 0xffffff) << 16 | (uint64_t)(attr & 0xf0ff) << 40 |
+           (uint64_t)(limit >> 16 & 15) << 48 | (uint64_t)(base >> 24) << 56;
 }
 static inline uint64_t *sys_gdt(unsigned sel)
 {
@@ -146,8 +164,8 @@ static inline void sys_load(enum cpu_seg seg, uint16_t sel)
 /* A 64-bit or 32-bit gate, by mode. */
 static inline void sys_gate(unsigned vector, uint16_t sel, uint64_t off, unsigned type, unsigned dpl, unsigned ist)
 {
-    uint64_t lo = (off & 0xffff) | (uint64_t)sel << 16 | (uint64_t)ist << 32 | (uint64_t)(0x80 | dpl << 5 | type) << 40 |
-                  (off >> 16 & 0xffff) << 48;
+    uint64_t lo = (off & 0xffff) | (uint64_t)sel << 16 | (uint64_t)ist << 32 |
+                  (uint64_t)(0x80 | dpl << 5 | type) << 40 | (off >> 16 & 0xffff) << 48;
     if (soft_long_mode(rig.cpu)) {
         put_ram(SYS_IDT + vector * 16, lo, 8);
         put_ram(SYS_IDT + vector * 16 + 8, off >> 32, 8);
@@ -186,8 +204,7 @@ static inline int sys_setup(void **state)
     cpu->tr = (struct cpu_segment){.selector = S_TSS, .attr = 0x8b, .limit = 0x167, .base = SYS_TSS};
     put_ram(SYS_TSS + 4, SYS_STACK0, 8);
     put_ram(SYS_TSS + 36, SYS_IST1, 8);
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        sys_load((enum cpu_seg)i, S_DATA);
+    for (unsigned i = 0; i < SEG_COUNT; i++) sys_load((enum cpu_seg)i, S_DATA);
     sys_ring(0);
     cpu->gpr[R_RSP] = SYS_STACK;
     cpu->rip = SYS_CODE;
@@ -204,8 +221,7 @@ static inline void sys_protected32(unsigned cpl)
     cpu->cr4 = 0;
     cpu->efer = 0;
     cpu->cpl = (uint8_t)cpl;
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        sys_load((enum cpu_seg)i, cpl ? S_UDATA | 3 : S_DATA);
+    for (unsigned i = 0; i < SEG_COUNT; i++) sys_load((enum cpu_seg)i, cpl ? S_UDATA | 3 : S_DATA);
     sys_load(SEG_CS, cpl ? S_UCODE32 | 3 : S_CODE32);
     put_ram(SYS_TSS + 4, SYS_STACK0, 4);
     put_ram(SYS_TSS + 8, S_DATA, 4);
@@ -220,8 +236,7 @@ static inline void sys_real(void)
     cpu->cr4 = 0;
     cpu->efer = 0;
     cpu->cpl = 0;
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        cpu->seg[i] = (struct cpu_segment){.attr = 0x93, .limit = 0xffff};
+    for (unsigned i = 0; i < SEG_COUNT; i++) cpu->seg[i] = (struct cpu_segment){.attr = 0x93, .limit = 0xffff};
     cpu->seg[SEG_CS].attr = 0x9b;
     cpu->idt = (struct cpu_table){0, 0x3ff};
     cpu->gpr[R_RSP] = 0x8000;
@@ -243,13 +258,13 @@ static inline enum soft_result sys_exec(const uint8_t *bytes, unsigned n)
 #define EXEC(...) sys_exec((const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}))
 #define EXEC_OK(...) assert_int_equal(EXEC(__VA_ARGS__), SOFT_OK)
 /* Faults with this vector and error code, RIP and RSP untouched. */
-#define EXEC_FAULT(vec, err, ...)                                                                                             \
-    do {                                                                                                                      \
-        uint64_t rip_ = rig.cpu->rip, rsp_ = rig.cpu->gpr[R_RSP];                                                             \
-        assert_int_equal(EXEC(__VA_ARGS__), SOFT_FAULT);                                                                      \
-        assert_fault(vec, err);                                                                                               \
-        assert_int_equal(rig.cpu->rip, rip_);                                                                                 \
-        assert_int_equal(rig.cpu->gpr[R_RSP], rsp_);                                                                          \
+#define EXEC_FAULT(vec, err, ...)                                 \
+    do {                                                          \
+        uint64_t rip_ = rig.cpu->rip, rsp_ = rig.cpu->gpr[R_RSP]; \
+        assert_int_equal(EXEC(__VA_ARGS__), SOFT_FAULT);          \
+        assert_fault(vec, err);                                   \
+        assert_int_equal(rig.cpu->rip, rip_);                     \
+        assert_int_equal(rig.cpu->gpr[R_RSP], rsp_);              \
     } while (0)
 
 #endif

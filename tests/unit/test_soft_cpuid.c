@@ -21,18 +21,14 @@ static void user_mode_sets_are_the_hosts(void **state)
     uint32_t a, b, c, d;
     __cpuid(1, a, b, c, d);
     static const uint8_t leaf1_ecx[] = {0, 1, 9, 13, 19, 20, 22, 23, 25, 30};
-    for (unsigned i = 0; i < sizeof leaf1_ecx; i++)
-        assert_int_equal(has(1, C, leaf1_ecx[i]), c >> leaf1_ecx[i] & 1);
+    for (unsigned i = 0; i < sizeof leaf1_ecx; i++) assert_int_equal(has(1, C, leaf1_ecx[i]), c >> leaf1_ecx[i] & 1);
     static const uint8_t avx_bits[] = {12, 28, 29};
     for (unsigned i = 0; i < sizeof avx_bits; i++)
-        if (has(1, C, avx_bits[i]))
-            assert_true(c >> avx_bits[i] & 1);
+        if (has(1, C, avx_bits[i])) assert_true(c >> avx_bits[i] & 1);
     __cpuid_count(7, 0, a, b, c, d);
     static const uint8_t leaf7_ebx[] = {3, 8, 9, 18, 19, 23, 24, 29};
-    for (unsigned i = 0; i < sizeof leaf7_ebx; i++)
-        assert_int_equal(has(7, B, leaf7_ebx[i]), b >> leaf7_ebx[i] & 1);
-    if (has(7, B, 16))
-        assert_int_equal(rig.cpu->cpuid.xcr0_mask & 0xe6, 0xe6);
+    for (unsigned i = 0; i < sizeof leaf7_ebx; i++) assert_int_equal(has(7, B, leaf7_ebx[i]), b >> leaf7_ebx[i] & 1);
+    if (has(7, B, 16)) assert_int_equal(rig.cpu->cpuid.xcr0_mask & 0xe6, 0xe6);
 }
 
 static void engine_features(void **state)
@@ -40,15 +36,16 @@ static void engine_features(void **state)
     (void)state;
     static const struct {
         uint32_t leaf, r, bit;
-    } yes[] = {{1, C, 17}, {1, C, 21}, {1, C, 24}, {1, C, 31}, {1, D, 6},  {1, D, 9},  {1, D, 12}, {7, B, 0},  {7, B, 1},
-               {7, B, 7},  {7, B, 10}, {7, B, 20}, {7, C, 2},  {7, C, 22}, {7, D, 14}, {6, A, 2},  {0x80000001, D, 11}, {0x80000001, D, 20},
-               {0x80000001, D, 26}, {0x80000001, D, 27}, {0x80000001, D, 29}},
-      no[] = {{1, C, 3}, {1, C, 5}, {1, C, 6}, {1, D, 1}, {1, D, 17}, {7, B, 4}, {7, B, 11}, {7, B, 14}, {7, B, 25}, {7, C, 3}, {7, C, 5},
-              {7, C, 7}, {7, C, 16}, {7, D, 20}, {7, D, 24}, {0x80000001, C, 2}, {0x80000001, C, 9}};
-    for (unsigned i = 0; i < sizeof yes / sizeof yes[0]; i++)
-        assert_true(has(yes[i].leaf, yes[i].r, yes[i].bit));
-    for (unsigned i = 0; i < sizeof no / sizeof no[0]; i++)
-        assert_false(has(no[i].leaf, no[i].r, no[i].bit));
+    } yes[] = {{1, C, 17},         {1, C, 21},          {1, C, 24},          {1, C, 31},          {1, D, 6},
+               {1, D, 9},          {1, D, 12},          {7, B, 0},           {7, B, 1},           {7, B, 7},
+               {7, B, 10},         {7, B, 20},          {7, C, 2},           {7, C, 22},          {7, D, 14},
+               {6, A, 2},          {0x80000001, D, 11}, {0x80000001, D, 20}, {0x80000001, D, 26}, {0x80000001, D, 27},
+               {0x80000001, D, 29}},
+      no[] = {{1, C, 3},  {1, C, 5},  {1, C, 6},  {1, D, 1},          {1, D, 17},        {7, B, 4},
+              {7, B, 11}, {7, B, 14}, {7, B, 25}, {7, C, 3},          {7, C, 5},         {7, C, 7},
+              {7, C, 16}, {7, D, 20}, {7, D, 24}, {0x80000001, C, 2}, {0x80000001, C, 9}};
+    for (unsigned i = 0; i < sizeof yes / sizeof yes[0]; i++) assert_true(has(yes[i].leaf, yes[i].r, yes[i].bit));
+    for (unsigned i = 0; i < sizeof no / sizeof no[0]; i++) assert_false(has(no[i].leaf, no[i].r, no[i].bit));
     assert_int_equal(reg(0xa, 0, A), 0);
     assert_int_equal(reg(0x80000008, 0, A), SOFT_PHYS_BITS | 48 << 8);
 }
@@ -116,10 +113,10 @@ static void live_bits(void **state)
 static void out_of_range(void **state)
 {
     (void)state;
-    static const uint32_t leaf[] = {0x17, 0x1f, 0x20, 0x20000000, 0x40000002, 0x40000011, 0x8000002a, 0xc0000000, 0xffffffff};
+    static const uint32_t leaf[] = {0x17,       0x1f,       0x20,       0x20000000, 0x40000002,
+                                    0x40000011, 0x8000002a, 0xc0000000, 0xffffffff};
     for (unsigned i = 0; i < sizeof leaf / sizeof leaf[0]; i++)
-        for (unsigned r = 0; r < 4; r++)
-            assert_int_equal(reg(leaf[i], 0xffffffff, r), 0);
+        for (unsigned r = 0; r < 4; r++) assert_int_equal(reg(leaf[i], 0xffffffff, r), 0);
     for (unsigned r = 0; r < 4; r++) {
         assert_int_equal(reg(0xd, 0xffffffff, r), 0);
         assert_int_equal(reg(7, 2, r), 0);
@@ -144,7 +141,13 @@ static void instruction(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(user_mode_sets_are_the_hosts), T(engine_features), T(vendor_is_the_hosts), T(topology), T(live_bits), T(out_of_range), T(instruction),
+        T(user_mode_sets_are_the_hosts),
+        T(engine_features),
+        T(vendor_is_the_hosts),
+        T(topology),
+        T(live_bits),
+        T(out_of_range),
+        T(instruction),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -132,7 +132,8 @@ static void nested_errors(void **state)
 {
     (void)state;
     sys_gate(EXC_NP, S_CODE64, SYS_HANDLER, TYPE_INT, 0, 0);
-    assert_int_equal(raise(EXC_UD, false, 0), SOFT_OK); /* benign first: the #GP for the missing gate is served on its own */
+    assert_int_equal(raise(EXC_UD, false, 0),
+                     SOFT_OK); /* benign first: the #GP for the missing gate is served on its own */
     assert_int_equal(rig.exit.kind, 0);
     assert_int_equal(rig.cpu->rip, SYS_HANDLER + 0x100);
 }
@@ -157,7 +158,8 @@ static void double_faults(void **state)
     rig.cpu->gpr[R_RSP] = 0x600000; /* not mapped: #PF while a #PF is delivered */
     sys_gate(EXC_PF, S_CODE64, SYS_HANDLER + 16, TYPE_INT, 0, 0);
     sys_gate(EXC_DF, S_CODE64, SYS_HANDLER, TYPE_INT, 0, 1);
-    rig.cpu->exc = (struct soft_exception){.pending = true, .vector = EXC_PF, .has_error = true, .error = 2, .cr2 = 0x777000};
+    rig.cpu->exc =
+        (struct soft_exception){.pending = true, .vector = EXC_PF, .has_error = true, .error = 2, .cr2 = 0x777000};
     assert_int_equal(soft_deliver_exception(rig.cpu), SOFT_OK);
     assert_int_equal(rig.cpu->rip, SYS_HANDLER);
     assert_in_range(rig.cpu->cr2, 0x5ff000, 0x5fffff);
@@ -297,8 +299,7 @@ static void make_task(void)
     put_ram(TSS2 + 0x28, 0xabcd, 4); /* EAX */
     put_ram(TSS2 + 0x38, SYS_STACK0, 4);
     static const uint16_t sel[6] = {S_DATA, S_CODE32, S_DATA, S_DATA, 0, S_UDATA};
-    for (unsigned i = 0; i < 6; i++)
-        put_ram(TSS2 + 0x48 + 4 * i, sel[i], 4);
+    for (unsigned i = 0; i < 6; i++) put_ram(TSS2 + 0x48 + 4 * i, sel[i], 4);
     sys_gate(EXC_DF, S_TSS2, 0, TYPE_TASK_GATE, 0, 0);
 }
 
@@ -356,10 +357,25 @@ static int nested_setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(long_same_ring), T(long_from_user), T(long_ist), T(conforming_handler), T(software_interrupts), T(gate_errors),
-        cmocka_unit_test_setup_teardown(nested_errors, nested_setup, rig_teardown), T(interrupt_without_gate), T(double_faults),
-        T(contributory_then_page_fault), T(triple_fault), T(tss_problems), T(debug_exception), T(protected_inter_ring),
-        T(protected_stack_errors), T(protected_16_bit_gate), T(real_mode), T(task_gate), T(task_errors),
+        T(long_same_ring),
+        T(long_from_user),
+        T(long_ist),
+        T(conforming_handler),
+        T(software_interrupts),
+        T(gate_errors),
+        cmocka_unit_test_setup_teardown(nested_errors, nested_setup, rig_teardown),
+        T(interrupt_without_gate),
+        T(double_faults),
+        T(contributory_then_page_fault),
+        T(triple_fault),
+        T(tss_problems),
+        T(debug_exception),
+        T(protected_inter_ring),
+        T(protected_stack_errors),
+        T(protected_16_bit_gate),
+        T(real_mode),
+        T(task_gate),
+        T(task_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

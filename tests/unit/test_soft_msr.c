@@ -147,7 +147,8 @@ static void apic(void **state)
 static void unknown_and_unprivileged(void **state)
 {
     (void)state;
-    static const uint32_t n[] = {0x3, 0x400, 0x8d, 0x186, 0x345, 0x480, 0x570, 0xc0010117, 0x40000000, 0x4b564d02, 0xffffffff};
+    static const uint32_t n[] = {0x3,   0x400,      0x8d,       0x186,      0x345,     0x480,
+                                 0x570, 0xc0010117, 0x40000000, 0x4b564d02, 0xffffffff};
     for (unsigned i = 0; i < sizeof n / sizeof n[0]; i++) {
         bad_read(n[i]);
         bad(n[i], 0);
@@ -193,7 +194,7 @@ static void pvclock(void **state)
     assert_int_equal(ram64(SYS_DATA + 16), 0);
     assert_int_equal(ram32(SYS_DATA + 24), (1000000ull << 32) / 2600000);
     assert_int_equal(ram16(SYS_DATA + 28), 1 << 8); /* shift 0, stable */
-    good(0x3b, 0x100); /* the TSC moves: so does the page */
+    good(0x3b, 0x100);                              /* the TSC moves: so does the page */
     assert_int_equal(ram64(SYS_DATA + 8), 0x3100);
     assert_true(ram32(SYS_DATA) > version);
     good(0x4b564d00, SYS_DATA + 0x100);
@@ -226,7 +227,8 @@ static void reset(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(addresses_must_be_canonical), T(plain), T(efer), T(memory_types), T(tsc), T(apic), T(unknown_and_unprivileged), T(vendors_own), T(pvclock), T(reset),
+        T(addresses_must_be_canonical), T(plain),       T(efer),    T(memory_types), T(tsc), T(apic),
+        T(unknown_and_unprivileged),    T(vendors_own), T(pvclock), T(reset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

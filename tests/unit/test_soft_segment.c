@@ -80,8 +80,8 @@ static void linear_real(void **state)
 static void effective_address(void **state)
 {
     (void)state;
-    struct insn in = {.rip = 0x1000, .len = 7, .addr_size = 8,
-                      .mem = {.base = R_RBX, .index = R_RSI, .scale = 4, .disp = -16}};
+    struct insn in = {
+        .rip = 0x1000, .len = 7, .addr_size = 8, .mem = {.base = R_RBX, .index = R_RSI, .scale = 4, .disp = -16}};
     rig.cpu->gpr[R_RBX] = 0x100000010;
     rig.cpu->gpr[R_RSI] = 3;
     assert_int_equal(soft_effective_address(rig.cpu, &in), 0x10000000c);
@@ -219,8 +219,9 @@ static void load_far_pointer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(linear_64_bit), T(linear_protected), T(linear_expand_down), T(linear_real), T(effective_address), T(near_jump),
-        T(load_data), T(load_data_ring3), T(load_from_ldt), T(load_ss), T(mov_to_and_from), T(load_far_pointer),
+        T(linear_64_bit),     T(linear_protected), T(linear_expand_down), T(linear_real),
+        T(effective_address), T(near_jump),        T(load_data),          T(load_data_ring3),
+        T(load_from_ldt),     T(load_ss),          T(mov_to_and_from),    T(load_far_pointer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

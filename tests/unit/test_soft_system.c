@@ -245,7 +245,7 @@ static void verr_verw(void **state)
     static const struct {
         uint16_t sel;
         bool r, w;
-    } t[] = {{S_DATA, true, true}, {S_READONLY, true, false}, {S_CODE64, true, false}, {S_EXECONLY, false, false},
+    } t[] = {{S_DATA, true, true},  {S_READONLY, true, false}, {S_CODE64, true, false},    {S_EXECONLY, false, false},
              {S_TSS, false, false}, {S_UDATA | 3, true, true}, {S_DATA | 3, false, false}, {0, false, false}};
     for (unsigned i = 0; i < sizeof t / sizeof t[0]; i++) {
         RAX = t[i].sel;
@@ -359,7 +359,8 @@ static void pushf_popf(void **state)
     assert_int_equal(ram64(SYS_STACK - 8), FL_1 | FL_IF | FL_ID | FL_CF);
     put_ram(SYS_STACK - 8, ~0ull, 8);
     EXEC_OK(0x9d);
-    assert_int_equal(soft_get_rflags(rig.cpu), FL_1 | FL_ARITH | FL_TF | FL_IF | FL_DF | FL_IOPL | FL_NT | FL_AC | FL_ID);
+    assert_int_equal(soft_get_rflags(rig.cpu),
+                     FL_1 | FL_ARITH | FL_TF | FL_IF | FL_DF | FL_IOPL | FL_NT | FL_AC | FL_ID);
     assert_int_equal(rig.cpu->gpr[R_RSP], SYS_STACK);
     sys_ring(3);
     soft_set_rflags(rig.cpu, FL_1 | FL_IF);
@@ -508,9 +509,31 @@ static void not_ours(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(cr0), T(into_long_mode), T(pae_pdptes), T(cr3), T(cr4), T(cr8), T(lmsw_smsw), T(umip), T(load_tables), T(lldt_ltr), T(lar_lsl),
-        T(verr_verw), T(arpl), T(debug_registers), T(invpcid), T(cli_sti), T(pushf_popf), T(halt), T(port_read), T(port_write),
-        T(port_permission), T(port_breakpoints), T(cache_lines), T(no_hypercalls), T(not_ours),
+        T(cr0),
+        T(into_long_mode),
+        T(pae_pdptes),
+        T(cr3),
+        T(cr4),
+        T(cr8),
+        T(lmsw_smsw),
+        T(umip),
+        T(load_tables),
+        T(lldt_ltr),
+        T(lar_lsl),
+        T(verr_verw),
+        T(arpl),
+        T(debug_registers),
+        T(invpcid),
+        T(cli_sti),
+        T(pushf_popf),
+        T(halt),
+        T(port_read),
+        T(port_write),
+        T(port_permission),
+        T(port_breakpoints),
+        T(cache_lines),
+        T(no_hypercalls),
+        T(not_ours),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

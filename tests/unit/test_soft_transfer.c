@@ -409,10 +409,25 @@ static void swapgs_and_bases(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(iret_to_user), T(iret_to_compat), T(iret_same_ring_pops_stack), T(iret_faults), T(iret_user_keeps_if_and_iopl),
-        T(iret_protected), T(iret_real), T(jump_direct), T(near_forms_are_not_ours), T(call_and_return), T(return_outwards),
-        T(call_gate_64), T(call_gate_errors), T(call_gate_32_with_parameters), T(real_mode_far), T(syscall_and_sysret),
-        T(sysret_to_compat), T(sysenter_and_sysexit), T(swapgs_and_bases),
+        T(iret_to_user),
+        T(iret_to_compat),
+        T(iret_same_ring_pops_stack),
+        T(iret_faults),
+        T(iret_user_keeps_if_and_iopl),
+        T(iret_protected),
+        T(iret_real),
+        T(jump_direct),
+        T(near_forms_are_not_ours),
+        T(call_and_return),
+        T(return_outwards),
+        T(call_gate_64),
+        T(call_gate_errors),
+        T(call_gate_32_with_parameters),
+        T(real_mode_far),
+        T(syscall_and_sysret),
+        T(sysret_to_compat),
+        T(sysenter_and_sysexit),
+        T(swapgs_and_bases),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

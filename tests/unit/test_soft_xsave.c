@@ -36,11 +36,11 @@ static enum soft_result exec_fpu(const uint8_t *bytes, unsigned n)
 }
 #define FPU(...) exec_fpu((const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}))
 #define FPU_OK(...) assert_int_equal(FPU(__VA_ARGS__), SOFT_OK)
-#define FPU_FAULT(vec, ...)                                                                                                   \
-    do {                                                                                                                      \
-        assert_int_equal(FPU(__VA_ARGS__), SOFT_FAULT);                                                                       \
-        assert_fault(vec, 0);                                                                                                 \
-        assert_memory_equal(after.b + 160, before.b + 160, 256);                                                              \
+#define FPU_FAULT(vec, ...)                                      \
+    do {                                                         \
+        assert_int_equal(FPU(__VA_ARGS__), SOFT_FAULT);          \
+        assert_fault(vec, 0);                                    \
+        assert_memory_equal(after.b + 160, before.b + 160, 256); \
     } while (0)
 
 static void put64(uint8_t *p, uint64_t v)
@@ -58,8 +58,7 @@ static uint64_t get64(const uint8_t *p)
 static void fill_before(void)
 {
     memset(&before, 0, sizeof before);
-    for (unsigned i = 0; i < AREA_SIZE; i++)
-        before.b[i] = (uint8_t)(rig_random() | 1);
+    for (unsigned i = 0; i < AREA_SIZE; i++) before.b[i] = (uint8_t)(rig_random() | 1);
     memset(before.b, 0, 32);
     put64(before.b, 0x0000ffff037full & 0xff00000000037full); /* FCW 37F, all tags in use below */
     before.b[4] = 0xff;
@@ -73,8 +72,7 @@ static void fill_before(void)
 static int fpu_setup(void **state)
 {
     sys_setup(state);
-    if (!rig.cpu->cpuid.xcr0_mask)
-        return 0;
+    if (!rig.cpu->cpuid.xcr0_mask) return 0;
     all = rig.cpu->cpuid.xcr0_mask;
     rig.cpu->cr4 |= CR4_OSXSAVE | CR4_OSFXSR;
     rig.cpu->xcr0 = all;
@@ -85,9 +83,8 @@ static int fpu_setup(void **state)
     fill_before();
     return 0;
 }
-#define NEED(bit)                                                                                                             \
-    if (!all || !(rig.cpu->cpuid.xsave[1][0] >> (bit) & 1))                                                                   \
-        skip()
+#define NEED(bit) \
+    if (!all || !(rig.cpu->cpuid.xsave[1][0] >> (bit)&1)) skip()
 
 static void save_and_restore_standard(void **state)
 {
@@ -103,7 +100,8 @@ static void save_and_restore_standard(void **state)
     assert_memory_equal(m + 160, before.b + 160, 256);
     for (unsigned i = 2; i < CPUID_XSAVE; i++)
         if (all >> i & 1)
-            assert_memory_equal(m + rig.cpu->cpuid.xsave[i][1], before.b + rig.cpu->cpuid.xsave[i][1], rig.cpu->cpuid.xsave[i][0]);
+            assert_memory_equal(m + rig.cpu->cpuid.xsave[i][1], before.b + rig.cpu->cpuid.xsave[i][1],
+                                rig.cpu->cpuid.xsave[i][0]);
     struct area saved;
     memcpy(&saved, &before, sizeof saved);
     fill_before(); /* something else is in the registers now */
@@ -112,14 +110,14 @@ static void save_and_restore_standard(void **state)
     assert_memory_equal(after.b + 32, saved.b + 32, 128 + 256);
     for (unsigned i = 2; i < CPUID_XSAVE; i++)
         if (all >> i & 1)
-            assert_memory_equal(after.b + rig.cpu->cpuid.xsave[i][1], saved.b + rig.cpu->cpuid.xsave[i][1], rig.cpu->cpuid.xsave[i][0]);
+            assert_memory_equal(after.b + rig.cpu->cpuid.xsave[i][1], saved.b + rig.cpu->cpuid.xsave[i][1],
+                                rig.cpu->cpuid.xsave[i][0]);
 }
 
 static void save_some(void **state)
 {
     (void)state;
-    if (!(all & 4))
-        skip();
+    if (!(all & 4)) skip();
     put64(rig_ram(IMAGE + 512), 3);
     rig.cpu->gpr[R_RAX] = 4;
     rig.cpu->gpr[R_RDX] = 0;
@@ -139,8 +137,7 @@ static void restore_initial(void **state)
     put64(rig_ram(IMAGE + 24), 0x1f80);
     put64(rig_ram(IMAGE + 512), 0);
     FPU_OK(0x48, 0x0f, 0xae, 0x2b);
-    for (unsigned i = 160; i < 416; i++)
-        assert_int_equal(after.b[i], 0);
+    for (unsigned i = 160; i < 416; i++) assert_int_equal(after.b[i], 0);
     assert_int_equal(after.b[4], 0);
     assert_int_equal(after.b[0] | after.b[1] << 8, 0x37f);
 }
@@ -154,8 +151,7 @@ static void compacted(void **state)
     assert_int_equal(get64(m + 512), all);
     assert_int_equal(get64(m + 520), all | 1ull << 63);
     assert_memory_equal(m + 160, before.b + 160, 256);
-    if (all & 4)
-        assert_memory_equal(m + 576, before.b + 576, 256);
+    if (all & 4) assert_memory_equal(m + 576, before.b + 576, 256);
     struct area saved;
     memcpy(&saved, &before, sizeof saved);
     fill_before();
@@ -164,7 +160,8 @@ static void compacted(void **state)
     assert_memory_equal(after.b + 160, saved.b + 160, 256);
     for (unsigned i = 2; i < CPUID_XSAVE; i++)
         if (all >> i & 1)
-            assert_memory_equal(after.b + rig.cpu->cpuid.xsave[i][1], saved.b + rig.cpu->cpuid.xsave[i][1], rig.cpu->cpuid.xsave[i][0]);
+            assert_memory_equal(after.b + rig.cpu->cpuid.xsave[i][1], saved.b + rig.cpu->cpuid.xsave[i][1],
+                                rig.cpu->cpuid.xsave[i][0]);
 }
 
 static void supervisor_forms(void **state)
@@ -187,7 +184,8 @@ static void bad_headers(void **state)
     static const struct {
         unsigned at;
         uint64_t v;
-    } t[] = {{512, 1ull << 62}, {512, 1ull << 8}, {520, 1}, {528, 1}, {520, 1ull << 63 | 1ull << 9}, {520, 1ull << 63 | 1}};
+    } t[] = {{512, 1ull << 62},    {512, 1ull << 8}, {520, 1}, {528, 1}, {520, 1ull << 63 | 1ull << 9},
+             {520, 1ull << 63 | 1}};
     for (unsigned i = 0; i < sizeof t / sizeof t[0]; i++) {
         memset(rig_ram(IMAGE), 0, AREA_SIZE);
         put64(rig_ram(IMAGE + 24), 0x1f80);
@@ -270,11 +268,9 @@ static void eight_registers_in_32_bit_code(void **state)
     }
     put64(rig_ram(IMAGE + 512), 0); /* all initial */
     FPU_OK(0x0f, 0xae, 0x2b);
-    for (unsigned i = 160; i < 288; i++)
-        assert_int_equal(after.b[i], 0);
+    for (unsigned i = 160; i < 288; i++) assert_int_equal(after.b[i], 0);
     assert_memory_equal(after.b + 288, before.b + 288, 128);
-    for (unsigned i = 576; (all & 4) && i < 704; i++)
-        assert_int_equal(after.b[i], 0);
+    for (unsigned i = 576; (all & 4) && i < 704; i++) assert_int_equal(after.b[i], 0);
     fill_before();
     FPU_OK(0x0f, 0xae, 0x0b); /* fxrstor */
     assert_memory_equal(after.b + 288, before.b + 288, 128);
@@ -332,8 +328,17 @@ static void xcr0(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(save_and_restore_standard), T(save_some), T(restore_initial), T(compacted), T(supervisor_forms), T(bad_headers), T(conditions),
-        T(fxsave), T(eight_registers_in_32_bit_code), T(mxcsr), T(xcr0),
+        T(save_and_restore_standard),
+        T(save_some),
+        T(restore_initial),
+        T(compacted),
+        T(supervisor_forms),
+        T(bad_headers),
+        T(conditions),
+        T(fxsave),
+        T(eight_registers_in_32_bit_code),
+        T(mxcsr),
+        T(xcr0),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

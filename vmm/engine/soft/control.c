@@ -40,8 +40,7 @@ static bool cr0_invalid(const struct soft_cpu *cpu, uint64_t v)
     if ((v & CR0_PG) && !(v & CR0_PE)) return true;
     if ((v & CR0_NW) && !(v & CR0_CD)) return true;
     bool was = cpu->cr0 & CR0_PG, on = v & CR0_PG;
-    if (!was && on && (cpu->efer & EFER_LME))
-        return !(cpu->cr4 & CR4_PAE) || (cpu->seg[SEG_CS].attr & SEG_ATTR_L);
+    if (!was && on && (cpu->efer & EFER_LME)) return !(cpu->cr4 & CR4_PAE) || (cpu->seg[SEG_CS].attr & SEG_ATTR_L);
     if (was && !on) return soft_code64(cpu) || (cpu->cr4 & CR4_PCIDE);
     return false;
 }

@@ -62,9 +62,11 @@ static struct host_info probe(const struct soft_cpu *cpu)
 
 /* ---- leaf 1 ---- */
 
-#define LEAF1_ECX_ENGINE (BIT(17) /* PCID */ | BIT(21) /* x2APIC */ | BIT(24) /* TSC deadline */ | BIT(31) /* hypervisor */)
+#define LEAF1_ECX_ENGINE \
+    (BIT(17) /* PCID */ | BIT(21) /* x2APIC */ | BIT(24) /* TSC deadline */ | BIT(31) /* hypervisor */)
 /* SSE3 PCLMUL SSSE3 CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE RDRAND */
-#define LEAF1_ECX_HOST (BIT(0) | BIT(1) | BIT(9) | BIT(13) | BIT(19) | BIT(20) | BIT(22) | BIT(23) | BIT(25) | BIT(26) | BIT(30))
+#define LEAF1_ECX_HOST \
+    (BIT(0) | BIT(1) | BIT(9) | BIT(13) | BIT(19) | BIT(20) | BIT(22) | BIT(23) | BIT(25) | BIT(26) | BIT(30))
 #define LEAF1_ECX_AVX (BIT(12) /* FMA */ | BIT(28) | BIT(29) /* F16C */)
 /* DE PSE TSC MSR PAE MCE APIC SEP MTRR PGE MCA PAT */
 #define LEAF1_EDX_ENGINE \
@@ -108,7 +110,8 @@ static void make_leaf7(struct soft_cpu *cpu, const struct host_info *h)
     g[0][0] = more ? 1 : 0;
     g[0][1] = (r[1] & (LEAF7_EBX_HOST | (avx & BIT(5)) | (avx512 & LEAF7_EBX_AVX512))) | LEAF7_EBX_ENGINE;
     g[0][2] = (r[2] & (BIT(8) /* GFNI */ | (avx & LEAF7_ECX_AVX) | (avx512 & LEAF7_ECX_AVX512))) | LEAF7_ECX_ENGINE;
-    g[0][3] = (r[3] & (BIT(4) /* FSRM */ | (avx512 & LEAF7_EDX_AVX512))) | LEAF7_EDX_ENGINE | (h->intel ? LEAF7_EDX_INTEL : 0);
+    g[0][3] = (r[3] & (BIT(4) /* FSRM */ | (avx512 & LEAF7_EDX_AVX512))) | LEAF7_EDX_ENGINE |
+              (h->intel ? LEAF7_EDX_INTEL : 0);
     if (!more) return;
     host(7, 1, r);
     /* AVX-VNNI, AVX512-BF16, and the fast string bits */
@@ -233,7 +236,7 @@ static void make_hypervisor(struct soft_cpu *cpu)
 
 static void make_ext_amd(struct soft_cpu *cpu, const struct host_info *h)
 {
-    uint32_t (*e)[4] = cpu->cpuid.ext, r[4] = {0, 0, 0, 0};
+    uint32_t(*e)[4] = cpu->cpuid.ext, r[4] = {0, 0, 0, 0};
     host(0x80000001, 0, r);
     e[1][1] = r[1];
     e[1][2] |= BIT(22) /* TOPOEXT */ | (h->cpus > 1 ? BIT(1) /* CMP_LEGACY */ : 0);
@@ -256,7 +259,7 @@ static void make_ext_amd(struct soft_cpu *cpu, const struct host_info *h)
 
 static void make_ext(struct soft_cpu *cpu, const struct host_info *h)
 {
-    uint32_t (*e)[4] = cpu->cpuid.ext, r[4];
+    uint32_t(*e)[4] = cpu->cpuid.ext, r[4];
     host(0x80000000, 0, e[0]);
     e[0][0] = 0x80000008;
     host(0x80000001, 0, r);
@@ -276,8 +279,8 @@ static void make_ext(struct soft_cpu *cpu, const struct host_info *h)
 static void make_masks(struct soft_cpu *cpu)
 {
     struct soft_cpuid *c = &cpu->cpuid;
-    c->cr4_mask = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_UMIP |
-                  CR4_FSGSBASE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
+    c->cr4_mask = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT |
+                  CR4_UMIP | CR4_FSGSBASE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
     if (c->basic[1][2] & BIT(26)) c->cr4_mask |= CR4_OSXSAVE;
     c->efer_mask = EFER_SCE | EFER_LME | EFER_NXE | (c->amd ? 1ull << 21 /* AIBRSE */ : 0);
 }

@@ -67,7 +67,8 @@ enum soft_result sys_tss_stack64(struct soft_cpu *cpu, unsigned offset, uint32_t
     return r;
 }
 
-enum soft_result sys_frame(struct soft_cpu *cpu, const struct cpu_segment *ss, uint64_t *sp, uint32_t size, uint32_t err, uint64_t *linear)
+enum soft_result sys_frame(struct soft_cpu *cpu, const struct cpu_segment *ss, uint64_t *sp, uint32_t size,
+                           uint32_t err, uint64_t *linear)
 {
     uint64_t mask = ss->attr & SEG_ATTR_DB ? 0xffffffffull : 0xffffull;
     uint64_t low = (*sp - size) & mask;
@@ -120,7 +121,8 @@ static enum soft_result check_code(struct soft_cpu *cpu, const struct event *e, 
     if (r != SOFT_OK) return r;
     uint32_t err = (g->selector & ~3u) | e->ext;
     if (!desc_is_code(&t->code) || desc_dpl(&t->code) > cpu->cpl) return soft_raise_err(cpu, EXC_GP, err);
-    if (soft_long_mode(cpu) && (t->code.attr & (SEG_ATTR_L | SEG_ATTR_DB)) != SEG_ATTR_L) return soft_raise_err(cpu, EXC_GP, err);
+    if (soft_long_mode(cpu) && (t->code.attr & (SEG_ATTR_L | SEG_ATTR_DB)) != SEG_ATTR_L)
+        return soft_raise_err(cpu, EXC_GP, err);
     if (!desc_present(&t->code)) return soft_raise_err(cpu, EXC_NP, err);
     t->cpl = desc_conforming(&t->code) ? cpu->cpl : desc_dpl(&t->code);
     t->cs = (uint16_t)((g->selector & ~3u) | t->cpl);
@@ -148,7 +150,8 @@ static void enter_handler(struct soft_cpu *cpu, const struct gate *g, const stru
 
 /* ---- 64-bit ---- */
 
-static enum soft_result choose_stack64(struct soft_cpu *cpu, const struct event *e, const struct gate *g, struct target *t)
+static enum soft_result choose_stack64(struct soft_cpu *cpu, const struct event *e, const struct gate *g,
+                                       struct target *t)
 {
     bool inner = t->cpl < cpu->cpl;
     enum soft_result r = SOFT_OK;
@@ -171,7 +174,8 @@ static enum soft_result deliver_long(struct soft_cpu *cpu, const struct event *e
     if (r == SOFT_OK) r = check_code(cpu, e, &g, &t);
     if (r == SOFT_OK) r = choose_stack64(cpu, e, &g, &t);
     if (r != SOFT_OK) return r;
-    uint64_t frame[6] = {e->error, cpu->rip, cpu->seg[SEG_CS].selector, e->flags, cpu->gpr[R_RSP], cpu->seg[SEG_SS].selector};
+    uint64_t frame[6] = {e->error, cpu->rip,        cpu->seg[SEG_CS].selector,
+                         e->flags, cpu->gpr[R_RSP], cpu->seg[SEG_SS].selector};
     unsigned skip = e->has_error ? 0 : 1;
     uint32_t size = (6 - skip) * 8;
     t.sp -= size;
@@ -212,7 +216,8 @@ static uint32_t pack_frame(uint8_t *out, const uint32_t *w, unsigned n, unsigned
     return n * size;
 }
 
-static uint32_t make_frame32(const struct soft_cpu *cpu, const struct event *e, const struct gate *g, const struct target *t, uint8_t *out)
+static uint32_t make_frame32(const struct soft_cpu *cpu, const struct event *e, const struct gate *g,
+                             const struct target *t, uint8_t *out)
 {
     uint32_t w[6];
     unsigned n = 0;
@@ -363,8 +368,12 @@ enum soft_result soft_deliver_exception(struct soft_cpu *cpu)
         struct soft_exception x = cpu->exc;
         cpu->exc.pending = false;
         struct event e = {
-            .vector = x.vector, .has_error = x.has_error && soft_protected(cpu), .error = x.error, .check_dpl = x.soft_int,
-            .ext = x.soft_int ? 0 : ERR_EXT, .flags = pushed_flags(cpu, &x),
+            .vector = x.vector,
+            .has_error = x.has_error && soft_protected(cpu),
+            .error = x.error,
+            .check_dpl = x.soft_int,
+            .ext = x.soft_int ? 0 : ERR_EXT,
+            .flags = pushed_flags(cpu, &x),
         };
         side_effects(cpu, &x);
         enum soft_result r = deliver(cpu, &e);
@@ -385,9 +394,12 @@ enum soft_result soft_deliver_interrupt(struct soft_cpu *cpu, uint8_t vector)
     return r == SOFT_OK ? r : shutdown(cpu);
 }
 
-enum soft_result sys_software_interrupt(struct soft_cpu *cpu, const struct insn *in, uint8_t vector, enum sys_int_kind kind)
+enum soft_result sys_software_interrupt(struct soft_cpu *cpu, const struct insn *in, uint8_t vector,
+                                        enum sys_int_kind kind)
 {
-    struct event e = {.vector = vector, .check_dpl = kind != SYS_INT_ICEBP, .ext = kind == SYS_INT_ICEBP ? ERR_EXT : 0,
+    struct event e = {.vector = vector,
+                      .check_dpl = kind != SYS_INT_ICEBP,
+                      .ext = kind == SYS_INT_ICEBP ? ERR_EXT : 0,
                       .flags = soft_get_rflags(cpu)};
     uint64_t rip = cpu->rip;
     soft_advance(cpu, in);

@@ -13,18 +13,18 @@
 struct soft_cpuid {
     uint32_t basic[CPUID_BASIC][4];
     uint32_t ext[CPUID_EXT][4];
-    uint32_t cache[4][4];     /* leaf 4 */
-    uint32_t feature[2][4];   /* leaf 7 */
-    uint32_t topology[2][4];  /* leaf 0xb */
+    uint32_t cache[4][4];           /* leaf 4 */
+    uint32_t feature[2][4];         /* leaf 7 */
+    uint32_t topology[2][4];        /* leaf 0xb */
     uint32_t xsave[CPUID_XSAVE][4]; /* leaf 0xd */
-    uint32_t amd_cache[5][4]; /* leaf 0x8000001d */
-    uint32_t hyper[3][4];     /* leaves 0x40000000, 0x40000001, 0x40000010 */
-    bool amd;                 /* AMD or Hygon: SYSCALL in legacy modes, their MSRs */
-    bool apic_off;            /* IA32_APIC_BASE was last written with the enable bit clear */
-    uint32_t mxcsr_mask;      /* xsave.c fills it at its first use */
-    uint64_t xcr0_mask;       /* state components the guest may enable */
-    uint64_t cr4_mask;        /* CR4 bits that exist */
-    uint64_t efer_mask;       /* EFER bits that can be written */
+    uint32_t amd_cache[5][4];       /* leaf 0x8000001d */
+    uint32_t hyper[3][4];           /* leaves 0x40000000, 0x40000001, 0x40000010 */
+    bool amd;                       /* AMD or Hygon: SYSCALL in legacy modes, their MSRs */
+    bool apic_off;                  /* IA32_APIC_BASE was last written with the enable bit clear */
+    uint32_t mxcsr_mask;            /* xsave.c fills it at its first use */
+    uint64_t xcr0_mask;             /* state components the guest may enable */
+    uint64_t cr4_mask;              /* CR4 bits that exist */
+    uint64_t efer_mask;             /* EFER bits that can be written */
 };
 
 struct soft_msr {

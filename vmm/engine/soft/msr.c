@@ -4,27 +4,75 @@
 #include "vmm/engine/soft/system.h"
 
 enum {
-    MSR_P5_MC_ADDR = 0x0, MSR_P5_MC_TYPE = 0x1, MSR_TSC = 0x10, MSR_PLATFORM_ID = 0x17, MSR_APIC_BASE = 0x1b, MSR_EBL_CR_POWERON = 0x2a,
-    MSR_FEATURE_CONTROL = 0x3a, MSR_TSC_ADJUST = 0x3b, MSR_SPEC_CTRL = 0x48, MSR_PRED_CMD = 0x49, MSR_BIOS_UPDT_TRIG = 0x79,
-    MSR_BIOS_SIGN_ID = 0x8b, MSR_FSB_FREQ = 0xcd, MSR_PLATFORM_INFO = 0xce, MSR_MTRRCAP = 0xfe, MSR_ARCH_CAPABILITIES = 0x10a,
-    MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP = 0x175, MSR_SYSENTER_EIP = 0x176, MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a,
-    MSR_PERF_STATUS = 0x198, MSR_PERF_CTL = 0x199, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9, MSR_MTRR_VAR = 0x200,
-    MSR_MTRR_VAR_END = 0x20f, MSR_MTRR_FIX64K = 0x250, MSR_MTRR_FIX16K = 0x258, MSR_MTRR_FIX4K = 0x268, MSR_PAT = 0x277,
-    MSR_MTRR_DEF = 0x2ff, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC = 0x800, MSR_X2APIC_END = 0x8ff, MSR_XSS = 0xda0,
+    MSR_P5_MC_ADDR = 0x0,
+    MSR_P5_MC_TYPE = 0x1,
+    MSR_TSC = 0x10,
+    MSR_PLATFORM_ID = 0x17,
+    MSR_APIC_BASE = 0x1b,
+    MSR_EBL_CR_POWERON = 0x2a,
+    MSR_FEATURE_CONTROL = 0x3a,
+    MSR_TSC_ADJUST = 0x3b,
+    MSR_SPEC_CTRL = 0x48,
+    MSR_PRED_CMD = 0x49,
+    MSR_BIOS_UPDT_TRIG = 0x79,
+    MSR_BIOS_SIGN_ID = 0x8b,
+    MSR_FSB_FREQ = 0xcd,
+    MSR_PLATFORM_INFO = 0xce,
+    MSR_MTRRCAP = 0xfe,
+    MSR_ARCH_CAPABILITIES = 0x10a,
+    MSR_SYSENTER_CS = 0x174,
+    MSR_SYSENTER_ESP = 0x175,
+    MSR_SYSENTER_EIP = 0x176,
+    MSR_MCG_CAP = 0x179,
+    MSR_MCG_STATUS = 0x17a,
+    MSR_PERF_STATUS = 0x198,
+    MSR_PERF_CTL = 0x199,
+    MSR_MISC_ENABLE = 0x1a0,
+    MSR_DEBUGCTL = 0x1d9,
+    MSR_MTRR_VAR = 0x200,
+    MSR_MTRR_VAR_END = 0x20f,
+    MSR_MTRR_FIX64K = 0x250,
+    MSR_MTRR_FIX16K = 0x258,
+    MSR_MTRR_FIX4K = 0x268,
+    MSR_PAT = 0x277,
+    MSR_MTRR_DEF = 0x2ff,
+    MSR_TSC_DEADLINE = 0x6e0,
+    MSR_X2APIC = 0x800,
+    MSR_X2APIC_END = 0x8ff,
+    MSR_XSS = 0xda0,
 };
 enum msr_high {
-    MSR_EFER = 0xc0000080, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_SFMASK, MSR_FS_BASE = 0xc0000100, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_TSC_AUX,
-    MSR_PERF_EVTSEL0 = 0xc0010000, MSR_PERF_CTR3 = 0xc0010007, MSR_SYSCFG = 0xc0010010, MSR_HWCR = 0xc0010015, MSR_TOP_MEM = 0xc001001a, MSR_TOP_MEM2 = 0xc001001d, MSR_NB_CFG = 0xc001001f,
-    MSR_PATCH_LOADER = 0xc0010020, MSR_INT_PENDING = 0xc0010055, MSR_LS_CFG = 0xc0011020, MSR_IC_CFG = 0xc0011021, MSR_DC_CFG = 0xc0011022,
+    MSR_EFER = 0xc0000080,
+    MSR_STAR,
+    MSR_LSTAR,
+    MSR_CSTAR,
+    MSR_SFMASK,
+    MSR_FS_BASE = 0xc0000100,
+    MSR_GS_BASE,
+    MSR_KERNEL_GS_BASE,
+    MSR_TSC_AUX,
+    MSR_PERF_EVTSEL0 = 0xc0010000,
+    MSR_PERF_CTR3 = 0xc0010007,
+    MSR_SYSCFG = 0xc0010010,
+    MSR_HWCR = 0xc0010015,
+    MSR_TOP_MEM = 0xc001001a,
+    MSR_TOP_MEM2 = 0xc001001d,
+    MSR_NB_CFG = 0xc001001f,
+    MSR_PATCH_LOADER = 0xc0010020,
+    MSR_INT_PENDING = 0xc0010055,
+    MSR_LS_CFG = 0xc0011020,
+    MSR_IC_CFG = 0xc0011021,
+    MSR_DC_CFG = 0xc0011022,
     MSR_DE_CFG = 0xc0011029,
 };
 
 #define MTRRCAP 0x508ull /* 8 variable ranges, fixed ranges, write-combining */
 #define PHYS_MASK ((1ull << SOFT_PHYS_BITS) - 1)
-#define MISC_ENABLE_FIXED 0x1800ull        /* no BTS, no PEBS */
-#define MISC_ENABLE_WRITABLE 0x400c50089ull /* fast strings, thermal, EIST, MONITOR, CPUID limit, XD disable: stored only */
-#define HWCR_TSC_P0 (1ull << 24)           /* the TSC counts at the P0 frequency; Linux warns without it */
-#define DE_CFG_LFENCE 2ull                 /* LFENCE serializes */
+#define MISC_ENABLE_FIXED 0x1800ull /* no BTS, no PEBS */
+#define MISC_ENABLE_WRITABLE \
+    0x400c50089ull               /* fast strings, thermal, EIST, MONITOR, CPUID limit, XD disable: stored only */
+#define HWCR_TSC_P0 (1ull << 24) /* the TSC counts at the P0 frequency; Linux warns without it */
+#define DE_CFG_LFENCE 2ull       /* LFENCE serializes */
 /* RDCL_NO IBRS_ALL SKIP_L1DFL SSB_NO MDS_NO PSCHANGE_MC_NO TAA_NO SBDR_SSDP_NO FBSDP_NO PSDP_NO BHI_NO PBRSB_NO GDS_NO RFDS_NO ITS_NO: see cpuid.c
  * for why they are true of a translated CPU. */
 #define ARCH_CAPS 0x400000000d10e17bull
@@ -338,9 +386,7 @@ enum soft_result msr_insn(struct soft_cpu *cpu, const struct insn *in)
     case ZYDIS_MNEMONIC_RDTSC: return rdtsc(cpu, in, false);
     case ZYDIS_MNEMONIC_RDTSCP: return rdtsc(cpu, in, true);
     case ZYDIS_MNEMONIC_RDPMC: return sys_gp0(cpu); /* no counters */
-    case ZYDIS_MNEMONIC_RDPID:
-        cpu->gpr[in->op[0].reg & 15] = (uint32_t)cpu->tsc_aux;
-        return sys_done(cpu, in);
+    case ZYDIS_MNEMONIC_RDPID: cpu->gpr[in->op[0].reg & 15] = (uint32_t)cpu->tsc_aux; return sys_done(cpu, in);
     default: return SOFT_NOT_MINE;
     }
 }

@@ -34,7 +34,8 @@ static void note_breakpoints(struct soft_cpu *cpu, uint16_t port, unsigned size)
     for (unsigned i = 0; i < 4; i++) {
         unsigned kind = cpu->dr[7] >> (16 + 4 * i) & 3;
         uint64_t len = lengths[cpu->dr[7] >> (18 + 4 * i) & 3], at = cpu->dr[i] & ~(len - 1);
-        if ((cpu->dr[7] >> (2 * i) & 3) && kind == 2 && port < at + len && at < (uint64_t)port + size) cpu->pending_db |= 1u << i;
+        if ((cpu->dr[7] >> (2 * i) & 3) && kind == 2 && port < at + len && at < (uint64_t)port + size)
+            cpu->pending_db |= 1u << i;
     }
 }
 

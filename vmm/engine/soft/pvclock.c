@@ -43,7 +43,8 @@ static bool publish(struct soft_cpu *cpu, uint64_t gpa, const void *image, uint3
     __atomic_store_n(p, version - 1, __ATOMIC_SEQ_CST);
     soft_copy(p + 1, (const uint8_t *)image + 4, size - 4);
     __atomic_store_n(p, version, __ATOMIC_SEQ_CST);
-    bool code = soft_page_has_code(cpu, GPA(gpa & PAGE_MASK)) || soft_page_has_code(cpu, GPA((gpa + size - 1) & PAGE_MASK));
+    bool code =
+        soft_page_has_code(cpu, GPA(gpa & PAGE_MASK)) || soft_page_has_code(cpu, GPA((gpa + size - 1) & PAGE_MASK));
     if (code) soft_code_written(cpu, GPA(gpa), size);
     return true;
 }

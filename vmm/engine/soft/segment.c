@@ -38,7 +38,8 @@ bool segment_within_limit(const struct cpu_segment *s, uint32_t off, uint32_t le
     return off > s->limit && last <= top;
 }
 
-enum soft_result soft_linear(struct soft_cpu *cpu, enum cpu_seg seg, uint64_t off, uint32_t len, enum soft_access acc, uint64_t *linear)
+enum soft_result soft_linear(struct soft_cpu *cpu, enum cpu_seg seg, uint64_t off, uint32_t len, enum soft_access acc,
+                             uint64_t *linear)
 {
     if (soft_code64(cpu)) return linear64(cpu, seg, off, len, linear);
     const struct cpu_segment *s = &cpu->seg[seg];
@@ -84,7 +85,8 @@ void desc_unpack(struct soft_desc *d)
 }
 
 /* Linear address of the descriptor, or SOFT_FAULT when its `size` bytes aren't in the table. */
-static enum soft_result desc_locate(struct soft_cpu *cpu, uint16_t sel, unsigned size, uint8_t vector, uint32_t ext, uint64_t *addr)
+static enum soft_result desc_locate(struct soft_cpu *cpu, uint16_t sel, unsigned size, uint8_t vector, uint32_t ext,
+                                    uint64_t *addr)
 {
     uint64_t base = cpu->gdt.base;
     uint32_t limit = cpu->gdt.limit;
@@ -196,7 +198,8 @@ void segment_set_real(struct cpu_segment *s, uint16_t selector)
     s->base = (uint64_t)selector << 4;
 }
 
-enum soft_result stack_segment_check(struct soft_cpu *cpu, uint16_t sel, unsigned cpl, uint8_t vector, uint32_t ext, struct soft_desc *d)
+enum soft_result stack_segment_check(struct soft_cpu *cpu, uint16_t sel, unsigned cpl, uint8_t vector, uint32_t ext,
+                                     struct soft_desc *d)
 {
     enum soft_result r = desc_read(cpu, sel, vector, ext, d);
     if (r != SOFT_OK) return r;
@@ -285,7 +288,8 @@ enum soft_result stack_peek(struct soft_cpu *cpu, uint32_t off, unsigned size, u
 
 /* ---- operands ---- */
 
-enum soft_result operand_linear(struct soft_cpu *cpu, const struct insn *in, uint32_t off, uint32_t len, enum soft_access acc, uint64_t *linear)
+enum soft_result operand_linear(struct soft_cpu *cpu, const struct insn *in, uint32_t off, uint32_t len,
+                                enum soft_access acc, uint64_t *linear)
 {
     uint64_t ea = soft_effective_address(cpu, in) + off;
     if (in->addr_size == 4) ea = (uint32_t)ea;

@@ -22,7 +22,8 @@ unsigned sys_opcode_at(const struct insn *in)
 static enum soft_result load_sreg(struct soft_cpu *cpu, enum cpu_seg seg, uint16_t sel)
 {
     enum soft_result r = soft_load_segment(cpu, seg, sel);
-    if (r == SOFT_OK && seg == SEG_SS) cpu->irq_shadow = SHADOW_MOV_SS; /* the stack pointer comes with the next instruction */
+    if (r == SOFT_OK && seg == SEG_SS)
+        cpu->irq_shadow = SHADOW_MOV_SS; /* the stack pointer comes with the next instruction */
     return r;
 }
 
@@ -237,7 +238,8 @@ static enum soft_result misc_insn(struct soft_cpu *cpu, const struct insn *in)
 enum soft_result soft_system_insn(struct soft_cpu *cpu, const struct insn *in)
 {
     static enum soft_result (*const group[])(struct soft_cpu *, const struct insn *) = {
-        fastcall_insn, flag_insn, transfer_insn, msr_insn, misc_insn, control_insn, segment_insn, xsave_insn, cpuid_insn, descriptor_insn,
+        fastcall_insn, flag_insn,    transfer_insn, msr_insn,   misc_insn,
+        control_insn,  segment_insn, xsave_insn,    cpuid_insn, descriptor_insn,
     };
     for (unsigned i = 0; i < sizeof group / sizeof group[0]; i++) {
         enum soft_result r = group[i](cpu, in);

@@ -4,7 +4,14 @@
 
 /* 32-bit TSS (SDM vol. 3 figure 7-2), by word. */
 enum {
-    TSS_LINK = 0, TSS_CR3 = 7, TSS_EIP = 8, TSS_EFLAGS = 9, TSS_GPR = 10, TSS_ES = 18, TSS_LDT = 24, TSS_WORDS = 26,
+    TSS_LINK = 0,
+    TSS_CR3 = 7,
+    TSS_EIP = 8,
+    TSS_EFLAGS = 9,
+    TSS_GPR = 10,
+    TSS_ES = 18,
+    TSS_LDT = 24,
+    TSS_WORDS = 26,
 };
 #define TSS_SAVED_FROM TSS_EIP
 #define TSS_SAVED_TO TSS_LDT /* EIP .. GS are written when a task is left */
@@ -15,7 +22,8 @@ static enum soft_result ts_error(struct soft_cpu *cpu, uint16_t sel, uint32_t ex
     return soft_raise_err(cpu, EXC_TS, (sel & ~3u) | ext);
 }
 
-static enum soft_result check_tss(struct soft_cpu *cpu, uint16_t sel, enum task_source src, uint32_t ext, struct soft_desc *d)
+static enum soft_result check_tss(struct soft_cpu *cpu, uint16_t sel, enum task_source src, uint32_t ext,
+                                  struct soft_desc *d)
 {
     bool back = src == TASK_IRET;
     uint8_t vector = back ? EXC_TS : EXC_GP;
@@ -38,7 +46,8 @@ static enum soft_result save_old(struct soft_cpu *cpu, enum task_source src)
     w[TSS_EFLAGS] = (uint32_t)flags;
     for (unsigned i = 0; i < 8; i++) w[TSS_GPR + i] = (uint32_t)cpu->gpr[i];
     for (unsigned i = 0; i < SEG_COUNT; i++) w[TSS_ES + i] = cpu->seg[i].selector;
-    return soft_store_sys(cpu, cpu->tr.base + TSS_SAVED_FROM * 4, w + TSS_SAVED_FROM, (TSS_SAVED_TO - TSS_SAVED_FROM) * 4);
+    return soft_store_sys(cpu, cpu->tr.base + TSS_SAVED_FROM * 4, w + TSS_SAVED_FROM,
+                          (TSS_SAVED_TO - TSS_SAVED_FROM) * 4);
 }
 
 static enum soft_result mark_busy(struct soft_cpu *cpu, enum task_source src, struct soft_desc *next)
@@ -122,7 +131,8 @@ static enum soft_result load_segments(struct soft_cpu *cpu, const uint32_t *w)
     enum soft_result r = load_ldt(cpu, (uint16_t)w[TSS_LDT]);
     if (r == SOFT_OK) r = load_cs(cpu, (uint16_t)w[TSS_ES + SEG_CS]);
     if (r == SOFT_OK) r = load_stack(cpu, (uint16_t)w[TSS_ES + SEG_SS]);
-    for (unsigned i = 0; i < 4 && r == SOFT_OK; i++) r = load_data(cpu, (enum cpu_seg)order[i], (uint16_t)w[TSS_ES + order[i]]);
+    for (unsigned i = 0; i < 4 && r == SOFT_OK; i++)
+        r = load_data(cpu, (enum cpu_seg)order[i], (uint16_t)w[TSS_ES + order[i]]);
     return r;
 }
 
@@ -138,7 +148,8 @@ static enum soft_result enter_new(struct soft_cpu *cpu, const uint32_t *w, enum 
     return SOFT_OK;
 }
 
-enum soft_result task_switch(struct soft_cpu *cpu, uint16_t sel, enum task_source src, uint32_t ext, bool has_error, uint32_t error)
+enum soft_result task_switch(struct soft_cpu *cpu, uint16_t sel, enum task_source src, uint32_t ext, bool has_error,
+                             uint32_t error)
 {
     struct soft_desc d;
     uint32_t w[TSS_WORDS];

@@ -101,7 +101,8 @@ static enum soft_result direct_target(struct soft_cpu *cpu, uint16_t sel, struct
     return check_present_and_rip(cpu, sel, t);
 }
 
-static enum soft_result go_direct(struct soft_cpu *cpu, const struct insn *in, uint16_t sel, struct code_target *t, bool call)
+static enum soft_result go_direct(struct soft_cpu *cpu, const struct insn *in, uint16_t sel, struct code_target *t,
+                                  bool call)
 {
     enum soft_result r = direct_target(cpu, sel, t);
     if (r == SOFT_OK && call) r = push_return(cpu, next_rip(in), in->op_size);
@@ -175,7 +176,8 @@ static void frame_add(struct outer_frame *f, uint32_t v, unsigned size)
 }
 
 /* RIP, CS, the parameters, ESP, SS: from low to high addresses. */
-static enum soft_result build_inner_frame(struct soft_cpu *cpu, const struct insn *in, const struct call_gate *g, struct outer_frame *f)
+static enum soft_result build_inner_frame(struct soft_cpu *cpu, const struct insn *in, const struct call_gate *g,
+                                          struct outer_frame *f)
 {
     f->used = 0;
     frame_add(f, (uint32_t)next_rip(in), g->size);
@@ -191,7 +193,8 @@ static enum soft_result build_inner_frame(struct soft_cpu *cpu, const struct ins
     return SOFT_OK;
 }
 
-static enum soft_result call_inner32(struct soft_cpu *cpu, const struct insn *in, const struct call_gate *g, const struct code_target *t)
+static enum soft_result call_inner32(struct soft_cpu *cpu, const struct insn *in, const struct call_gate *g,
+                                     const struct code_target *t)
 {
     uint16_t ss = 0;
     uint32_t esp;
@@ -229,7 +232,8 @@ static enum soft_result go_gate(struct soft_cpu *cpu, const struct insn *in, uin
 }
 
 /* A TSS or task gate as target: only outside long mode (SDM vol. 3 7.3). */
-static enum soft_result go_task(struct soft_cpu *cpu, const struct insn *in, uint16_t sel, const struct soft_desc *d, bool call)
+static enum soft_result go_task(struct soft_cpu *cpu, const struct insn *in, uint16_t sel, const struct soft_desc *d,
+                                bool call)
 {
     if (desc_dpl(d) < cpu->cpl || desc_dpl(d) < (sel & 3u)) return gp_sel(cpu, sel);
     if (!desc_present(d)) return soft_raise_err(cpu, EXC_NP, sel & ~3u);
@@ -241,7 +245,8 @@ static enum soft_result go_task(struct soft_cpu *cpu, const struct insn *in, uin
     return r;
 }
 
-static enum soft_result go_system(struct soft_cpu *cpu, const struct insn *in, uint16_t sel, const struct soft_desc *d, bool call)
+static enum soft_result go_system(struct soft_cpu *cpu, const struct insn *in, uint16_t sel, const struct soft_desc *d,
+                                  bool call)
 {
     bool lm = soft_long_mode(cpu);
     switch (d->attr & SEG_ATTR_S ? 0xff : desc_type(d)) {
@@ -300,7 +305,8 @@ static enum soft_result return_target(struct soft_cpu *cpu, uint16_t sel, struct
 }
 
 /* SS as a return pops it; null is for 64-bit code of rings 0 to 2 only. */
-static enum soft_result return_stack(struct soft_cpu *cpu, uint16_t sel, const struct code_target *t, struct cpu_segment *ss)
+static enum soft_result return_stack(struct soft_cpu *cpu, uint16_t sel, const struct code_target *t,
+                                     struct cpu_segment *ss)
 {
     if (selector_is_null(sel)) {
         if (!goes_to_64(cpu, &t->desc) || t->cpl == 3 || (sel & 3u) != t->cpl) return sys_gp0(cpu);
@@ -330,7 +336,8 @@ static void drop_inner_segments(struct soft_cpu *cpu)
 
 /* Loads CS:RIP and SS:RSP of a return to an outer ring, or of any IRET from 64-bit code. A 16-bit stack gets only its
  * 16 bits of the pointer, as on hardware (guests know it as the espfix problem). */
-static void enter_with_stack(struct soft_cpu *cpu, const struct code_target *t, const struct cpu_segment *ss, uint64_t rsp)
+static void enter_with_stack(struct soft_cpu *cpu, const struct code_target *t, const struct cpu_segment *ss,
+                             uint64_t rsp)
 {
     bool outer = t->cpl > cpu->cpl;
     cpu->seg[SEG_SS] = *ss;
@@ -344,7 +351,8 @@ static void enter_with_stack(struct soft_cpu *cpu, const struct code_target *t, 
     if (outer) drop_inner_segments(cpu);
 }
 
-static enum soft_result ret_outer(struct soft_cpu *cpu, const struct insn *in, uint16_t imm, const struct code_target *t)
+static enum soft_result ret_outer(struct soft_cpu *cpu, const struct insn *in, uint16_t imm,
+                                  const struct code_target *t)
 {
     unsigned n = in->op_size;
     uint64_t rsp, sel;

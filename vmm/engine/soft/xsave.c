@@ -190,7 +190,8 @@ static enum soft_result check_fxsave(struct soft_cpu *cpu)
     return cpu->cr0 & (CR0_TS | CR0_EM) ? soft_raise(cpu, EXC_NM) : SOFT_OK;
 }
 
-static enum soft_result locate(struct soft_cpu *cpu, const struct insn *in, uint32_t len, uint32_t align, enum soft_access acc, uint64_t *a)
+static enum soft_result locate(struct soft_cpu *cpu, const struct insn *in, uint32_t len, uint32_t align,
+                               enum soft_access acc, uint64_t *a)
 {
     enum soft_result r = operand_linear(cpu, in, 0, len, acc, a);
     if (r == SOFT_OK && (*a & (align - 1))) return sys_gp0(cpu);
@@ -255,7 +256,8 @@ static enum soft_result save_compact(struct soft_cpu *cpu, uint64_t a, uint64_t 
 
 static enum soft_result do_save(struct soft_cpu *cpu, const struct insn *in, enum save_kind kind, bool wide)
 {
-    if ((kind == SAVE_OPT && !feature(cpu, 0)) || (kind == SAVE_COMPACT && !feature(cpu, 1)) || (kind == SAVE_SUPERVISOR && !feature(cpu, 3)))
+    if ((kind == SAVE_OPT && !feature(cpu, 0)) || (kind == SAVE_COMPACT && !feature(cpu, 1)) ||
+        (kind == SAVE_SUPERVISOR && !feature(cpu, 3)))
         return soft_raise(cpu, EXC_UD);
     uint64_t a, mask = requested(cpu);
     enum soft_result r = check_xsave(cpu, kind == SAVE_SUPERVISOR);
