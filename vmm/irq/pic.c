@@ -271,8 +271,9 @@ void pic_reset(struct pic *p, struct irq_kick *k)
     for (unsigned i = 0; i < 2; i++) {
         p->i8259[i].elcr = 0;
         chip_init(&p->i8259[i]);
-        /* Firmware leaves everything masked and at the vectors of old: 8..15 and 0x70..0x77. */
-        p->i8259[i].imr = 0xff;
+        /* As firmware leaves them: at the vectors of old, 8..15 and 0x70..0x77, masked but for the cascade and the line that PCI
+         * devices use (11). Real-mode programs count on that; kernels of today mask everything first. */
+        p->i8259[i].imr = i ? 0xf7 : 0xfb;
         p->i8259[i].icw2 = i ? 0x70 : 0x08;
     }
     update(p, k);
