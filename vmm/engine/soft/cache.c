@@ -173,28 +173,39 @@ static void kill_block(struct soft_private *p, struct block *b, uint32_t off)
     emit_jmp(&e, p->code + p->stub_exit[HX_DEAD]);
 }
 
+/* Walks one of the two lists of blocks by page. A block across a border is in both: dead ones met in the other are taken out then. */
+static unsigned kill_listed(struct soft_private *p, bool second, uint64_t gpa, uint32_t len, bool *left)
+{
+    uint64_t page = gpa & PAGE_MASK;
+    uint32_t *at = second ? &p->page2_hash[hash_page(page)] : &p->page_hash[hash_page(page)];
+    unsigned killed = 0;
+    while (*at) {
+        uint32_t off = *at;
+        struct block *b = meta_ptr(p, off);
+        uint32_t *next = second ? &b->next_page2 : &b->next_page;
+        uint64_t start = second ? b->gpa2 : b->gpa;
+        uint64_t end = second ? b->gpa2 + b->guest_len : b->gpa + b->guest_len; /* in the second page: at most that far */
+        bool here = (start & PAGE_MASK) == page;
+        bool hit = here && !b->dead && gpa < end && start < gpa + len;
+        if (hit) {
+            kill_block(p, b, off);
+            killed++;
+        } else if (here && !b->dead) {
+            *left = true;
+        }
+        if (b->dead)
+            *at = *next;
+        else
+            at = next;
+    }
+    return killed;
+}
+
 /* Drops this vCPU's blocks that overlap [gpa, gpa+len) (in one page); returns how many. */
 static unsigned kill_overlapping(struct soft_cpu *cpu, uint64_t gpa, uint32_t len, bool *left)
 {
-    struct soft_private *p = cpu->priv;
-    uint64_t page = gpa & PAGE_MASK;
-    uint32_t *at = &p->page_hash[hash_page(page)];
-    unsigned killed = 0;
     *left = false;
-    while (*at) {
-        struct block *b = meta_ptr(p, *at);
-        if ((b->gpa & PAGE_MASK) == page) {
-            if (gpa < b->gpa + b->guest_len && b->gpa < gpa + len) {
-                uint32_t off = *at;
-                *at = b->next_page;
-                kill_block(p, b, off);
-                killed++;
-                continue;
-            }
-            *left = true;
-        }
-        at = &b->next_page;
-    }
+    unsigned killed = kill_listed(cpu->priv, false, gpa, len, left) + kill_listed(cpu->priv, true, gpa, len, left);
     cpu->stat[ST_KILLED] += killed;
     return killed;
 }
@@ -243,6 +254,12 @@ void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len)
 
 /* ---- flushes ---- */
 
+/* Can code at `rip` depend on how the page of `a` is mapped? Its first instruction may run into the next page. */
+static bool touches_page(uint64_t rip, uint64_t a)
+{
+    return !((rip ^ a) & PAGE_MASK) || !(((rip + 15) ^ a) & PAGE_MASK);
+}
+
 static void clear_jumps(struct soft_cpu *cpu, unsigned list, bool page, uint64_t a)
 {
     struct soft_private *p = cpu->priv;
@@ -250,7 +267,7 @@ static void clear_jumps(struct soft_cpu *cpu, unsigned list, bool page, uint64_t
     for (uint32_t i = 0; i < p->jumps_filled[list]; i++) {
         uint32_t v = p->jump_filled[list][i];
         struct jump_slot *s = &cpu->jump[v >> 16][v & 0xffff];
-        if (page && ((-s->neg_rip ^ a) & PAGE_MASK)) {
+        if (page && !touches_page(-s->neg_rip, a)) {
             p->jump_filled[list][kept++] = v;
             continue;
         }
@@ -265,7 +282,7 @@ static void unlink_list(struct soft_private *p, unsigned list, bool page, uint64
     while (*at) {
         struct link *l = meta_ptr(p, *at);
         const struct block *b = meta_ptr(p, l->block);
-        if (page && ((l->target ^ a) & PAGE_MASK) && ((b->rip ^ a) & PAGE_MASK)) {
+        if (page && !touches_page(l->target, a) && !touches_page(b->rip, a)) {
             at = &l->next;
             continue;
         }
@@ -310,7 +327,10 @@ void soft_cache_flush(struct soft_cpu *cpu)
     for (uint32_t i = 0; i < HASH_SIZE; i++) {
         for (uint32_t at = p->page_hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_page)
             release_page(cpu, ((struct block *)meta_ptr(p, at))->gpa);
+        for (uint32_t at = p->page2_hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_page2)
+            release_page(cpu, ((struct block *)meta_ptr(p, at))->gpa2);
         p->page_hash[i] = 0;
+        p->page2_hash[i] = 0;
         p->hash[i] = 0;
     }
     p->cross_links[0] = p->cross_links[1] = 0;
@@ -330,7 +350,7 @@ void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *
 {
     struct soft_private *p = cpu->priv;
     const struct block *b = meta_ptr(p, dead);
-    if (b->mode != to->mode || b->gpa != to->gpa || b->rip != to->rip)
+    if (b->mode != to->mode || b->gpa != to->gpa || b->rip != to->rip || b->gpa2 != to->gpa2)
         return; /* another page is mapped there now: only a look-up may lead to it */
     struct emitter e = {p->code + b->host};
     emit_jmp(&e, p->code + to->host);
@@ -412,6 +432,39 @@ static void insert(struct soft_cpu *cpu, struct block *b)
     uint32_t *g = &p->page_hash[hash_page(b->gpa)];
     b->next_page = *g;
     *g = off;
+    if (b->gpa2 == NO_PAGE)
+        return;
+    uint32_t *g2 = &p->page2_hash[hash_page(b->gpa2)];
+    b->next_page2 = *g2;
+    *g2 = off;
+}
+
+/* Is the second page of a block across a border still the one it was made from? */
+static bool second_page_same(struct soft_cpu *cpu, const struct block *b)
+{
+    struct code_page next;
+    if (b->gpa2 == NO_PAGE)
+        return true;
+    if (soft_code_page(cpu, (b->rip | ~PAGE_MASK) + 1, &next) == SOFT_OK)
+        return next.gpa == b->gpa2;
+    cpu->exc.pending = false;
+    return false;
+}
+
+/* An instruction that runs from `page` into the next one. */
+static struct block *translate_across(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, uint32_t mode)
+{
+    struct code_page next;
+    if ((rip & ~PAGE_MASK) <= PAGE_SIZE - 15)
+        return NULL;
+    if (soft_code_page(cpu, (rip | ~PAGE_MASK) + 1, &next) != SOFT_OK) {
+        cpu->exc.pending = false; /* stepping will raise it */
+        return NULL;
+    }
+    if (!next.host)
+        return NULL;
+    claim_page(cpu, next.gpa);
+    return soft_translate(cpu, rip, page, &next, mode);
 }
 
 /* 64-bit code only. NULL with *res SOFT_OK: this place must be stepped. */
@@ -432,7 +485,7 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
     uint64_t gpa = page.gpa + (rip & ~PAGE_MASK);
     for (uint32_t at = p->hash[hash_block(gpa, rip, mode)]; at;) {
         struct block *b = meta_ptr(p, at);
-        if (b->gpa == gpa && b->rip == rip && b->mode == mode)
+        if (b->gpa == gpa && b->rip == rip && b->mode == mode && second_page_same(cpu, b))
             return b;
         at = b->next_hash;
     }
@@ -440,7 +493,9 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
     if (soft_cache_low(p))
         soft_cache_flush(cpu);
     claim_page(cpu, page.gpa);
-    struct block *b = soft_translate(cpu, rip, &page, mode);
+    struct block *b = soft_translate(cpu, rip, &page, NULL, mode);
+    if (!b)
+        b = translate_across(cpu, rip, &page, mode);
     if (!b)
         return NULL;
     cpu->stat[ST_BLOCKS]++;
@@ -470,7 +525,7 @@ void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)
     struct block *from = meta_ptr(p, l->block);
     if (l->linked || to->mode != (from->mode & ~MODE_NO_MERGE))
         return;
-    if (l->cross_page) {
+    if (l->cross_page || to->gpa2 != NO_PAGE) {
         unsigned list = from->global && to->global;
         l->next = p->cross_links[list];
         p->cross_links[list] = (uint32_t)((uint8_t *)l - p->meta);

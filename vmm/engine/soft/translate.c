@@ -357,6 +357,35 @@ static bool ends_block(const struct xinsn *x, uint64_t rip)
     }
 }
 
+static void mark_undefined(struct xinsn *x, uint64_t at)
+{
+    memset(x, 0, sizeof *x);
+    x->kind = XK_SPECIAL;
+    x->in.rip = at;
+    x->in.len = 1;
+    x->in.code_size = 8;
+}
+
+/* The one instruction at the end of a page that goes on in the next. */
+static bool gather_across(struct tr *t, uint64_t rip, const uint8_t *page, const uint8_t *next)
+{
+    unsigned off = rip & (PAGE_SIZE - 1), first = (unsigned)PAGE_SIZE - off;
+    uint8_t bytes[15];
+    if (first >= 15)
+        return false;
+    memcpy(bytes, page + off, first);
+    memcpy(bytes + first, next, 15 - first);
+    if (soft_decode(bytes, 15, 8, rip, &t->x[0]) < 0)
+        return false;
+    if (t->x[0].in.len <= first)
+        return false;
+    if (too_odd(t, &t->x[0]))
+        t->x[0].kind = XK_STEP;
+    t->n = 1;
+    t->next_rip = rip + t->x[0].in.len;
+    return true;
+}
+
 /* Decodes up to the end of the block; false when not even one instruction is whole in this page. */
 static bool gather(struct tr *t, uint64_t rip, const uint8_t *page)
 {
@@ -372,11 +401,7 @@ static bool gather(struct tr *t, uint64_t rip, const uint8_t *page)
         memcpy(bytes, page + off, n);
         int r = soft_decode(bytes, n, 8, at, x);
         if (r == -1 && avail >= 15) {
-            memset(x, 0, sizeof *x);
-            x->kind = XK_SPECIAL;
-            x->in.rip = at;
-            x->in.len = 1;
-            x->in.code_size = 8;
+            mark_undefined(x, at);
         } else if (r < 0) {
             break;
         }
@@ -414,7 +439,8 @@ static void emit_body(struct tr *t)
     for (unsigned i = 0; i < t->colds && !t->failed; i++) emit_cold(t, &t->cold[i]);
 }
 
-struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, uint32_t mode)
+struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, const struct code_page *next,
+                             uint32_t mode)
 {
     static _Thread_local struct tr tr_storage;
     struct tr *t = &tr_storage;
@@ -426,13 +452,13 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
     t->failed = false;
     t->borrowed = t->held = 0;
     t->colds = t->maps = 0;
-    if (!gather(t, rip, page->host)) return NULL;
+    if (next ? !gather_across(t, rip, page->host, next->host) : !gather(t, rip, page->host)) return NULL;
     tr_analyze(t);
     t->b_off = soft_meta_alloc(p, sizeof(struct block));
     if (!t->b_off) return NULL;
     t->b = meta_ptr(p, t->b_off);
-    *t->b = (struct block){.rip = rip, .gpa = page->gpa + (rip & (PAGE_SIZE - 1)), .gpa2 = ~0ull, .mode = mode,
-                           .host = p->code_used, .guest_len = (uint16_t)(t->next_rip - rip), .global = page->global};
+    *t->b = (struct block){.rip = rip, .gpa = page->gpa + (rip & (PAGE_SIZE - 1)), .gpa2 = next ? next->gpa : NO_PAGE, .mode = mode,
+                           .host = p->code_used, .guest_len = (uint16_t)(t->next_rip - rip), .global = page->global && (!next || next->global)};
     t->e.p = p->code + p->code_used;
     emit_body(t);
     uint32_t map_bytes = (uint32_t)(t->maps * sizeof(struct imap));

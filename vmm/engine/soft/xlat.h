@@ -88,8 +88,9 @@ struct block {
     uint16_t map_count;
     uint16_t guest_len;  /* bytes of guest code it depends on (in its first page) */
     bool dead;
-    bool global;         /* its page is mapped global */
+    bool global;         /* its page is mapped global (both, where it has two) */
 };
+#define NO_PAGE (~0ull)
 
 /* Host-pc to guest-pc map: one record per guest instruction. */
 struct imap {
@@ -168,6 +169,7 @@ struct soft_private {
     uint32_t generation; /* bumped at each whole flush */
     uint32_t hash[1u << BLOCK_HASH_BITS];
     uint32_t page_hash[1u << BLOCK_HASH_BITS]; /* blocks by guest page */
+    uint32_t page2_hash[1u << BLOCK_HASH_BITS]; /* blocks of one instruction across a page border, by the second page */
     uint32_t cross_links[2]; /* linked branches between pages: [1] those between global pages */
     uint32_t jumps_filled[2];   /* [1]: entries for global pages */
     uint32_t jump_filled[2][4096]; /* (mmu index << 16) | slot of the filled jump cache entries */
@@ -242,9 +244,11 @@ struct code_page {
 enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct code_page *out);
 
 /* translate.c */
-/* Translates the code at rip (linear), bytes of its page at `page->host`. NULL when the caches are full or the first
+/* Translates the code at rip (linear), bytes of its page at `page->host`. `next` is the page after it when the first instruction runs into
+ * it (then the block is that instruction), else NULL. NULL when the caches are full or the first
  * instruction cannot be translated in a block (then step it). */
-struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, uint32_t mode);
+struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, const struct code_page *next,
+                             uint32_t mode);
 /* A thunk that runs one XK_COPY/XK_MEM instruction, its memory operand at the address in tmp[5]. 0 when full. */
 uint32_t soft_make_thunk(struct soft_cpu *cpu, const struct xinsn *x, uint8_t *scratch);
 
