@@ -24,7 +24,7 @@ endif
 # not touch them itself, nor call anything that may (see vmm/engine/soft/soft.h). The files below park the FPU state first or
 # never run with a live one.
 SOFT_DIR := vmm/engine/soft
-SOFT_FPU_EXEMPT := decode.c translate*.c reencode.c analyze.c stubs.c engine.c signals.c
+SOFT_FPU_EXEMPT := decode*.c translate*.c reencode.c analyze.c stubs.c engine.c signals.c
 SOFT_CFLAGS := -mgeneral-regs-only -fno-tree-loop-distribute-patterns -fno-builtin -O2 -fno-stack-protector
 ifneq ($(filter clang%,$(notdir $(CC))),)
 SOFT_CFLAGS := $(filter-out -fno-tree-loop-distribute-patterns,$(SOFT_CFLAGS))
