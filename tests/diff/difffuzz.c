@@ -123,10 +123,13 @@ static int choose_candidates(const struct options *o)
     return candidate_count ? 0 : -1;
 }
 
+static bool invalid_too; /* not when only one class of instructions is wanted */
+
 static bool make_single(struct diff_case *c, struct rng *r)
 {
     const struct mnem *m = &fuzz.forms.mnem[candidates[rnd_below(r, candidate_count)]];
     const struct form *form = forms_pick(&fuzz.forms, m, r, false);
+    if (form && rnd_pct(r, 4) && invalid_too) return gen_invalid(c, &fuzz.forms, form, rnd(r));
     return form && gen_single(c, &fuzz.forms, form, rnd(r));
 }
 
@@ -369,6 +372,7 @@ int main(int argc, char **argv)
     if (p) return p > 0 ? 0 : 2;
     if (case_init() || forms_init(&fuzz.forms, o.mode)) return 2;
     if (o.without) leave_out(o.without);
+    invalid_too = !o.class;
     if (choose_candidates(&o)) return 2;
     fuzz.batch = batch_create();
     if (!fuzz.batch) return 2;

@@ -514,3 +514,33 @@ bool gen_single(struct diff_case *c, const struct forms *f, const struct form *f
     c->insn_off[0] = 0;
     return true;
 }
+
+bool gen_invalid(struct diff_case *c, const struct forms *f, const struct form *form, uint64_t seed)
+{
+    struct rng r = {seed};
+    struct insn_code ic;
+    struct emit_opt opt = {0};
+    uint8_t bytes[48];
+    unsigned len = 0;
+    gen_state(c, &r, f->mode);
+    c->seed = seed;
+    c->stack32 = f->mode == MODE_16 && rnd_pct(&r, 50);
+    if (!forms_emit(f, form, &r, &opt, &ic)) return false;
+    memset(bytes, 0xcc, sizeof(bytes));
+    if (rnd_pct(&r, 30)) { /* too long */
+        static const uint8_t prefix[] = {0x66, 0x2e, 0x3e, 0x26, 0x36, 0x64};
+        while (len + ic.len < 16 + rnd_below(&r, 2)) bytes[len++] = prefix[rnd_below(&r, sizeof(prefix))];
+    } else if (rnd_pct(&r, 40)) {
+        bytes[len++] = 0xf0;
+    } else {
+        ic.bytes[rnd_below(&r, ic.len < 5 ? ic.len : 5)] = (uint8_t)rnd(&r);
+    }
+    memcpy(bytes + len, ic.bytes, ic.len);
+    len += ic.len;
+    c->rip = gen_rip(&r, len);
+    if (forms_decode(f, bytes, 15, &ic)) return false;
+    memcpy(c->code, bytes, len + 15);
+    c->code_len = len + 15; /* a flipped byte may have made it longer */
+    c->insns = 1;
+    return true;
+}

@@ -9,6 +9,8 @@
 void gen_state(struct diff_case *c, struct rng *r, unsigned mode);
 /* One instruction of the given form. False when nothing valid came out of it. */
 bool gen_single(struct diff_case *c, const struct forms *f, const struct form *form, uint64_t seed);
+/* Bytes that are no instruction: an invalid one (#UD), or one of more than 15 bytes (#GP). */
+bool gen_invalid(struct diff_case *c, const struct forms *f, const struct form *form, uint64_t seed);
 /* A block of instructions that share pointers (block.c). Sets c->loops where it has a loop. */
 bool gen_block(struct diff_case *c, const struct forms *f, uint64_t seed);
 
