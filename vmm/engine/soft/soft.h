@@ -129,9 +129,10 @@ struct tlb_entry {
  * and every vector load, gather included. Reads past it give ones, writes past it are lost. */
 #define SOFT_IO_PIECES 64
 
-/* Per-site inline caches used by translated code: a small pool per mmu index and access kind. */
-#define SITE_BITS 8
-#define SITE_COUNT (1u << SITE_BITS)
+/* Per-site inline caches used by translated code: a slot for each memory access in it, as long as they last, by mmu index and kind of
+ * access. The lower half of each pool holds HVA - GVA as delta, the upper half host page addresses. Only the TLB stub
+ * (stubs.c) fills them, and it notes which, so that dropping all costs what was used. */
+#define SITE_COUNT 16384u
 struct site_slot {
     uint64_t tag; /* page GVA or TLB_INVALID */
     uint64_t delta;
@@ -181,6 +182,8 @@ struct soft_cpu {
     uint64_t tsc_offset;
     uint8_t bounce[128] __attribute__((aligned(64)));
     struct site_slot site[MMU_IDX_COUNT][2][SITE_COUNT];
+    uint32_t sites_filled;
+    uint32_t site_list[MMU_IDX_COUNT * 2 * SITE_COUNT]; /* offsets of filled slots in this struct, each once */
     struct tlb_entry tlb[MMU_IDX_COUNT][TLB_SIZE];
     struct jump_slot jump[MMU_IDX_COUNT][JUMP_CACHE_SIZE]; /* sparsely touched */
 

@@ -61,6 +61,30 @@ static void pick_three(unsigned s, uint8_t r[3])
         if (c != s && c != R_RSP) r[n++] = (uint8_t)c;
 }
 
+/* When the slot at offset s was empty: append it to the list of filled ones. Keeps all registers (tmp[7] is free here). */
+static void emit_note_filled(struct emitter *e, unsigned s, unsigned r)
+{
+    struct host_mem tag_high = {(uint8_t)s, INSN_NOREG, 1, 4};
+    e8(e, 0x65);
+    if (s >= 8) e8(e, 0x41);
+    e8(e, 0x81);
+    emit_modrm(e, 7, &tag_high, 1);
+    e32(e, (uint32_t)(TLB_INVALID >> 32));                                  /* cmp dword gs:[s+4], high half of TLB_INVALID */
+    e8(e, 0x75);                                                            /* jne: it was in use */
+    uint8_t *skip = e->p;
+    e8(e, 0);
+    emit_store_gs(e, GS_TMP(7), r);
+    emit_gs(e, 0, 0x8b, r, GS(sites_filled));
+    struct host_mem entry = {INSN_NOREG, (uint8_t)r, 4, (int32_t)GS(site_list)};
+    e8(e, 0x65);
+    emit_rm32(e, 0x89, s, entry);
+    struct host_mem one_more = {(uint8_t)r, INSN_NOREG, 1, 1};
+    emit_rm32(e, 0x8d, r, one_more);
+    emit_gs(e, 0, 0x89, r, GS(sites_filled));
+    emit_load_gs(e, r, GS_TMP(7));
+    *skip = (uint8_t)(e->p - (skip + 1));
+}
+
 /* In: s = linear address, exit_info = meta offset of the site. Finds the page in the TLB, puts it into the site's slot and goes
  * back to the site; otherwise leaves with HX_MEM. Keeps all registers; clobbers flags (sites allow that). */
 static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsigned write, unsigned s)
@@ -96,15 +120,14 @@ static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsi
     emit_rr(e, 0x01, r[2], r[1]);                                           /* add r2, r1 */
     struct host_mem retry = {r[0], INSN_NOREG, 1, offsetof(struct site, retry)};
     struct host_mem slot = {r[0], INSN_NOREG, 1, offsetof(struct site, slot)};
-    emit_gs(e, 0, 0xc7, 0, GS_TMP(5) + 4); e32(e, 0);
-    /* r0 = slot, after the retry address went to tmp[5] */
-    struct host_mem at_slot = {r[0], INSN_NOREG, 1, 0};
     emit_store_gs(e, GS_TMP(6), s);
-    emit_rm32(e, 0x8b, s, retry);                                           /* mov s32, [site.retry] */
-    emit_rm32(e, 0x8b, r[0], slot);
+    emit_rm32(e, 0x8b, s, slot);
+    emit_note_filled(e, s, r[1]);
+    struct host_mem at_slot = {(uint8_t)s, INSN_NOREG, 1, 0};
     e8(e, 0x65); emit_rm(e, 0x89, r[1], at_slot);                           /* slot.tag = page */
     at_slot.disp = 8;
     e8(e, 0x65); emit_rm(e, 0x89, r[2], at_slot);                           /* slot.delta */
+    emit_rm32(e, 0x8b, s, retry);
     emit_mov_imm(e, r[0], (uint64_t)(uintptr_t)p->code);
     emit_rr(e, 0x01, r[0], s);
     emit_store_gs(e, GS_TMP(5), r[0]);

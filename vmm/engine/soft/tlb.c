@@ -148,11 +148,11 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
 
 static void drop_sites(struct soft_cpu *cpu)
 {
-    for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++)
-        if (cpu->track.used & 1u << idx) {
-            fill_words(cpu->site[idx], TLB_INVALID, sizeof(cpu->site[idx]) / 8);
-            fill_words(cpu->track.evicted[idx], 0, sizeof(cpu->track.evicted[idx]) / 8);
-        }
+    for (uint32_t i = 0; i < cpu->sites_filled; i++) {
+        struct site_slot *s = (struct site_slot *)((uint8_t *)cpu + cpu->site_list[i]);
+        s->tag = s->delta = TLB_INVALID;
+    }
+    cpu->sites_filled = 0;
 }
 
 /* Drops the entries named in one bitmap and empties it. */
@@ -243,13 +243,6 @@ static void drop_region(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned
         }
 }
 
-static void drop_region_sites(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned shift)
-{
-    struct site_slot *s = cpu->site[idx][0];
-    for (unsigned i = 0; i < 2 * SITE_COUNT; i++)
-        if (!((s[i].tag ^ a) >> shift)) s[i].tag = s[i].delta = TLB_INVALID;
-}
-
 void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
 {
     unsigned shift = PAGE_SHIFT, h = bloom_hash(a.v >> SHIFT_LARGE, 10);
@@ -259,7 +252,7 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
         shift = SHIFT_LARGE;
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
         if (!(cpu->track.used & 1u << idx)) continue;
-        if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v)) drop_region_sites(cpu, idx, a.v, shift);
+        if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v)) drop_sites(cpu);
         drop_region(cpu, idx, a.v, shift);
     }
     cpu->jump_mix++;
@@ -278,12 +271,8 @@ void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page)
                 struct tlb_entry *e = &cpu->tlb[idx][w * 64 + (unsigned)__builtin_ctzll(bits)];
                 if ((e->gpa & PAGE_MASK) == gpa) e->tag_write = TLB_INVALID;
             }
-        struct site_slot *s = cpu->site[idx][1]; /* slots know no GPA, but where they lead */
-        for (unsigned i = 0; i < SITE_COUNT; i++)
-            if (s[i].delta + (i < SITE_COUNT / 2 ? s[i].tag : 0) ==
-                host) /* the upper half holds host pages: translate_mem.c */
-                s[i].tag = s[i].delta = TLB_INVALID;
     }
+    drop_sites(cpu); /* a site may outlive the TLB entry it came from */
 }
 
 /* ---- accesses by C code ---- */

@@ -75,9 +75,8 @@ unsigned tr_borrow(struct tr *t, unsigned i, uint16_t forbidden, bool low_only)
 
 static uint32_t new_slot(struct tr *t, bool write, bool hostpage)
 {
-    static _Thread_local uint32_t next[MMU_IDX_COUNT][2][2];
-    uint32_t half = SITE_COUNT / 2;
-    uint32_t n = next[t->idx][write][hostpage]++ % half + (hostpage ? half : 0);
+    uint32_t half = SITE_COUNT / 2, *next = &t->p->next_slot[t->idx][write][hostpage];
+    uint32_t n = (*next)++ % half + (hostpage ? half : 0);
     uint32_t slot = ((t->idx * 2u + write) * SITE_COUNT + n) * (uint32_t)sizeof(struct site_slot);
     return GS(site) + slot;
 }

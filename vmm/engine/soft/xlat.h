@@ -37,6 +37,14 @@ enum xgate { GATE_NONE, GATE_X87, GATE_MMX, GATE_SSE, GATE_AVX, GATE_AVX512 };
 
 enum xenc { ENC_LEGACY, ENC_VEX, ENC_XOP, ENC_EVEX };
 
+/* How a mask selects bytes of the memory operand (decode_mask.c). */
+enum xmask {
+    MASK_NONE,
+    MASK_LANES,  /* opmask: element i (modulo the elements there are in memory) */
+    MASK_PACKED, /* opmask: as many elements as it has bits set (VPCOMPRESS, VPEXPAND) */
+    MASK_VECTOR, /* the elements' sign bits in a vector register */
+};
+
 struct xinsn {
     struct insn in;
     uint8_t kind, gate, enc;
@@ -48,6 +56,10 @@ struct xinsn {
     bool bit_string;         /* BT/BTS/BTR/BTC mem, reg: address depends on the bit offset too */
     bool no_rex;             /* uses AH..BH: no REX prefix possible */
     bool uses_vsib, masked;
+    bool aligned, aligned_unless_mm; /* memory must be aligned to mem_size (the latter: but not with MXCSR.MM) */
+    uint8_t mask, mask_reg;          /* enum xmask */
+    uint8_t mask_unit, mask_bits;    /* bytes of memory per mask bit; mask bits there are */
+    bool mask_whole;                 /* all of the operand must be writable, selected or not */
     bool may_host_fault;     /* can raise a host signal by itself (#DE, #MF, #XM, alignment #GP, #UD) */
     uint16_t reg_read;       /* GPRs whose old value matters (partial writes included) */
     uint16_t reg_write;      /* GPRs written in any way */
@@ -194,6 +206,7 @@ struct soft_private {
     int fault_sig, fault_trap;
     uint64_t fault_err;
     struct soft_inbox inbox;
+    uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out */
     uint32_t pending_read; /* a read that the VMM is to answer: */
 #define PENDING_MMIO 1u
 #define PENDING_PIO 2u
@@ -211,6 +224,7 @@ struct soft_engine {
     _Atomic uint64_t *code_map; /* per guest page: bit n set when vCPU n has translations of it */
     uint64_t code_pages;
     uint64_t tsc_base, wall_base_ns; /* host TSC and UTC when the engine was created */
+    _Atomic uint32_t bus_lock;       /* held around locked operations on operands that no single host access reaches */
 };
 
 enum soft_stat {
