@@ -284,6 +284,7 @@ static void add_indirect(struct block *b)
 static void add_self_modification(struct block *b)
 {
     if (b->f->mode != MODE_64) return;
+    if ((b->fixed & 0xff) == 0xff) return;
     unsigned n;
     do n = rnd_below(b->r, 8);
     while (b->fixed >> n & 1);

@@ -239,6 +239,7 @@ static const char *why_excluded(const ZydisDecodedInstruction *d)
     case ZYDIS_MNEMONIC_RDRAND:
     case ZYDIS_MNEMONIC_RDSEED: return "its result is different every time";
     case ZYDIS_MNEMONIC_INT1: return "hypervisors below the host report it in different ways (system tests)";
+    case ZYDIS_MNEMONIC_SERIALIZE: return "offered whether the host has it or not (system tests)";
     case ZYDIS_MNEMONIC_CLZERO: return "not offered to guests";
     case ZYDIS_MNEMONIC_CPUID:
     case ZYDIS_MNEMONIC_XGETBV: return "the engine's answer is its own (system tests)";

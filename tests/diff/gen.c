@@ -537,7 +537,7 @@ bool gen_invalid(struct diff_case *c, const struct forms *f, const struct form *
     }
     memcpy(bytes + len, ic.bytes, ic.len);
     len += ic.len;
-    c->rip = gen_rip(&r, len);
+    c->rip = CODE_BASE + rnd_below(&r, 0x500); /* how much of it is fetched before the #UD differs */
     if (forms_decode(f, bytes, 15, &ic)) return false;
     memcpy(c->code, bytes, len + 15);
     c->code_len = len + 15; /* a flipped byte may have made it longer */
