@@ -23,7 +23,7 @@ lint-format:
 
 lint-shell:
 	$(call say,SHELL,$(words $(LINT_SH)) files)
-	$(Q)shellcheck --severity=warning --exclude=SC2046,SC2148,SC2164 $(LINT_SH)
+	$(Q)shellcheck --severity=warning --exclude=SC2046,SC2148,SC2164,SC2217 $(LINT_SH)
 
 lint-tidy: $(TIDY_STAMPS)
 
