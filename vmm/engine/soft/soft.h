@@ -101,7 +101,7 @@ enum soft_access { ACC_READ = 0, ACC_WRITE = 1, ACC_EXEC = 2 };
 /* Which permissions an access runs with; each has a TLB of its own. */
 enum soft_mmu_idx { MMU_USER = 0, MMU_KERNEL = 1 /* CPL<3, SMAP enforced */, MMU_KERNEL_AC = 2 /* CPL<3, user pages allowed */ , MMU_IDX_COUNT };
 
-#define TLB_BITS 10
+#define TLB_BITS 12
 #define TLB_SIZE (1u << TLB_BITS)
 /* A tag that no access matches. It is no page address, and not canonical, so that of the inline check's range [tag, tag + 4096) no
  * legal address is part. An illegal one that the guest makes up there gets through, with the same value as delta (always set

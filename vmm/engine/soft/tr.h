@@ -30,6 +30,9 @@ enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_LOOKUP };
 struct cold {
     uint8_t kind;
     uint8_t *jump;      /* rel32 to patch to the cold code */
+    uint32_t split;     /* COLD_SITE of a group: the link to take when the range crosses a page; else 0 */
+    bool flags, rax_lent; /* then: state of the flags, size of the range */
+    uint16_t size;
     uint32_t meta;      /* site or link */
     uint8_t scratch, idx, write;
     uint16_t borrowed;
@@ -70,6 +73,9 @@ static inline bool tr_is_stack(const struct xinsn *x)
 {
     return x->kind == XK_PUSH || x->kind == XK_POP || x->kind == XK_CALL || x->kind == XK_RET || x->kind == XK_LEAVE;
 }
+
+/* translate.c */
+uint32_t tr_new_link(struct tr *t, uint64_t target);
 
 /* reencode.c: emits instruction x with its memory operand replaced by m (m NULL: as it is). */
 void emit_reencoded(struct emitter *e, const struct xinsn *x, const struct host_mem *m);

@@ -17,7 +17,7 @@
 
 #include <string.h>
 
-static uint32_t new_link(struct tr *t, uint64_t target)
+uint32_t tr_new_link(struct tr *t, uint64_t target)
 {
     uint32_t off = soft_meta_alloc(t->p, sizeof(struct link));
     if (!off) {
@@ -47,14 +47,14 @@ static void emit_link_jump(struct tr *t, uint64_t target)
     tr_restore(t, 0xffff);
     uint8_t *jump = emit_jmp(&t->e, NULL);
     struct cold *c = new_cold(t, COLD_LINK, jump);
-    c->meta = new_link(t, target);
+    c->meta = tr_new_link(t, target);
 }
 
 static void emit_side_exit(struct tr *t, unsigned cc, uint64_t target)
 {
     uint8_t *jump = emit_jcc(&t->e, cc, NULL);
     struct cold *c = new_cold(t, COLD_LINK, jump);
-    c->meta = new_link(t, target);
+    c->meta = tr_new_link(t, target);
 }
 
 /* Jump through the jump cache to the guest address in register `target` (lent). All flag-free. */
@@ -279,6 +279,45 @@ static void restore_from(struct tr *t, uint16_t borrowed)
         if (borrowed & (1u << r)) emit_load_gs(&t->e, r, GS_SAVED(r));
 }
 
+static void emit_link_stub(struct tr *t, uint32_t link, uint8_t *jump)
+{
+    struct link *l = meta_ptr(t->p, link);
+    l->jump = (uint32_t)(jump - t->p->code);
+    l->stub = (uint32_t)(t->e.p - t->p->code);
+    emit_store_gs32_imm(&t->e, GS(exit_info), link);
+    emit_jmp(&t->e, t->p->code + t->p->stub_exit[HX_LINK]);
+}
+
+/* Does the group's range cross a page border? Returns where to patch the jump taken then; else the scratch holds its address. */
+static uint8_t *emit_split_test(struct tr *t, const struct cold *c)
+{
+    struct emitter *e = &t->e;
+    unsigned s = c->scratch, rex = s >= 8 ? 0x41 : 0;
+    emit_store_gs(e, GS_TMP(6), s); /* the base register may be RAX, which holds the flags now */
+    if (rex) e8(e, rex);
+    e8(e, 0x81); e8(e, 0xe0 | (s & 7)); e32(e, (uint32_t)(PAGE_SIZE - 1));     /* and s32, 4095 */
+    if (rex) e8(e, rex);
+    e8(e, 0x81); e8(e, 0xf8 | (s & 7)); e32(e, (uint32_t)PAGE_SIZE - c->size); /* cmp s32, 4096 - size */
+    uint8_t *ja = emit_jcc(e, 7, NULL);
+    emit_load_gs(e, s, GS_TMP(6));
+    return ja;
+}
+
+static void emit_split(struct tr *t, const struct cold *c, uint8_t *from)
+{
+    struct emitter *e = &t->e;
+    patch_rel32(from, e->p);
+    if (c->flags) { /* as after a check that held */
+        e8(e, 0x04); e8(e, 0x7f);
+        e8(e, 0x9e);
+        if (!c->rax_lent) emit_load_gs(e, R_RAX, GS_SAVED(R_RAX));
+    }
+    restore_from(t, c->borrowed);
+    uint8_t *jump = emit_jmp(e, NULL);
+    patch_rel32(jump, e->p);
+    emit_link_stub(t, c->split, jump);
+}
+
 static void emit_cold(struct tr *t, const struct cold *c)
 {
     struct emitter *e = &t->e;
@@ -288,22 +327,20 @@ static void emit_cold(struct tr *t, const struct cold *c)
     case COLD_SITE: {
         struct site *s = meta_ptr(t->p, c->meta);
         emit_gs(e, 1, 0x03, c->scratch, s->slot); /* add s, tag: the address again */
+        uint8_t *split = c->split ? emit_split_test(t, c) : NULL;
         emit_store_gs32_imm(e, GS(exit_info), c->meta);
         emit_jmp(e, t->p->code + t->p->stub_tlb[c->idx][c->write][c->scratch]);
+        if (split) emit_split(t, c, split);
         break;
     }
     case COLD_LINK: {
-        struct link *l = meta_ptr(t->p, c->meta);
         uint8_t *jump = c->jump;
         if (c->borrowed) { /* registers come back on the way out, then a patchable jump */
             restore_from(t, c->borrowed);
             jump = emit_jmp(e, NULL);
             patch_rel32(jump, e->p);
         }
-        l->jump = (uint32_t)(jump - t->p->code);
-        l->stub = (uint32_t)(e->p - t->p->code);
-        emit_store_gs32_imm(e, GS(exit_info), c->meta);
-        emit_jmp(e, t->p->code + t->p->stub_exit[HX_LINK]);
+        emit_link_stub(t, c->meta, jump);
         break;
     }
     case COLD_REQUEST:

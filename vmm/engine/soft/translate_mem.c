@@ -172,8 +172,16 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
         .flags = (uint8_t)((c->write ? SITE_WRITE : 0) | (c->merged ? SITE_MERGED : 0) | (flags ? SITE_FLAGS : 0) |
                            (c->hostpage ? SITE_HOSTPAGE : 0)),
     };
-    t->cold[t->colds++] = (struct cold){.kind = COLD_SITE, .jump = ja, .meta = site_off, .scratch = (uint8_t)c->s,
-                                        .idx = t->idx, .write = c->write};
+    struct cold *cold = &t->cold[t->colds++];
+    *cold = (struct cold){.kind = COLD_SITE, .jump = ja, .meta = site_off, .scratch = (uint8_t)c->s, .idx = t->idx, .write = c->write};
+    if (!c->merged) return;
+    /* A range across a page border (a stack frame in a loop, say) fails always: without going through C, on to the other variant. */
+    cold->split = tr_new_link(t, t->x[i].in.rip);
+    if (cold->split) ((struct link *)meta_ptr(t->p, cold->split))->extra_mode = MODE_NO_MERGE;
+    cold->size = c->size;
+    cold->flags = flags;
+    cold->rax_lent = rax_lent;
+    cold->borrowed = t->borrowed;
 }
 
 /* While the flags are live they are kept in RAX: the check's scratch must be another one. */

@@ -134,6 +134,7 @@ struct link {
     uint32_t stub;      /* code offset the rel32 goes to while unlinked */
     uint32_t block;     /* the block it belongs to */
     uint32_t next;      /* in the list of cross-page links */
+    uint32_t extra_mode; /* MODE_NO_MERGE: to the variant of the code that checks every access on its own */
     bool cross_page;
     bool linked;
 };
