@@ -109,7 +109,7 @@ void panic(const char *fmt, ...)
     vprint(fmt, ap);
     va_end(ap);
     print("\n");
-    leave(2);
+    leave(3); /* status 7: not to be mistaken for the VMM's own 5 */
 }
 
 bool check_failed(const char *file, int line, const char *what)
