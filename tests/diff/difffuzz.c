@@ -100,12 +100,15 @@ static bool name_matches(const struct mnem *m, const char *class)
            !strcasecmp(class, ZydisISAExtGetString((ZydisISAExt)m->isa_ext));
 }
 
-/* --without A,B,...: mnemonics, categories or ISA sets to leave out, in blocks too. */
+/* --without A,B,...: mnemonics, categories, ISA sets or EVEX encodings to leave out, in blocks too. */
 static void leave_out(char *names)
 {
-    for (char *n = strtok(names, ","); n; n = strtok(NULL, ","))
+    for (char *n = strtok(names, ","); n; n = strtok(NULL, ",")) {
+        for (uint32_t i = 0; !strcasecmp(n, "EVEX") && i < fuzz.forms.forms; i++)
+            if (fuzz.forms.form[i].enc == ENC_EVEX) fuzz.forms.form[i].excluded = true;
         for (uint32_t i = 0; i < fuzz.forms.mnems; i++)
             if (name_matches(&fuzz.forms.mnem[i], n)) fuzz.forms.mnem[i].excluded = "left out by --without";
+    }
 }
 
 static uint32_t *candidates;

@@ -340,6 +340,7 @@ const struct form *forms_pick(const struct forms *f, const struct mnem *m, struc
 {
     for (unsigned i = 0; i < 12; i++) {
         const struct form *t = &f->form[m->first + rnd_below(r, m->count)];
+        if (t->excluded) continue;
         if (!t->tried || t->ud < t->tried || (!working_only && rnd_pct(r, 5))) return t;
     }
     return NULL;

@@ -19,7 +19,7 @@ struct form {
     uint8_t pp;    /* 0 none, 1 66, 2 F3, 3 F2, legacy only: 4 66+F3, 5 66+F2 */
     uint8_t w, ll; /* REX.W or VEX.W; VEX.L, EVEX.LL */
     uint8_t modrm; /* mod is 0 (memory) or 3; reg and rm fixed unless *_any */
-    bool has_modrm, reg_any, rm_any, vsib;
+    bool has_modrm, reg_any, rm_any, vsib, excluded;
     uint8_t tried, ud; /* calibration: runs on the host, and how many of them ended in #UD */
 };
 
