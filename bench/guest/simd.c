@@ -59,14 +59,16 @@ __attribute__((target("avx2,fma"))) static uint64_t run_dgemm(uint64_t n)
     }
     for (uint64_t j = 0; j < n; j += 8) {
         for (uint64_t i = 0; i < n; i += 4) {
-            __m256d sum[4][2] = {{_mm256_setzero_pd()}};
+            __m256d sum[4][2]; /* stays in registers once the loops over u are unrolled */
 
+#pragma GCC unroll 4
             for (int u = 0; u < 4; u++) {
                 sum[u][0] = sum[u][1] = _mm256_setzero_pd();
             }
             for (uint64_t k = 0; k < n; k++) {
                 __m256d low = _mm256_load_pd(b + k * n + j), high = _mm256_load_pd(b + k * n + j + 4);
 
+#pragma GCC unroll 4
                 for (int u = 0; u < 4; u++) {
                     __m256d v = _mm256_broadcast_sd(a + (i + (uint64_t)u) * n + k);
 
@@ -74,6 +76,7 @@ __attribute__((target("avx2,fma"))) static uint64_t run_dgemm(uint64_t n)
                     sum[u][1] = _mm256_fmadd_pd(v, high, sum[u][1]);
                 }
             }
+#pragma GCC unroll 4
             for (int u = 0; u < 4; u++) {
                 _mm256_store_pd(c + (i + (uint64_t)u) * n + j, sum[u][0]);
                 _mm256_store_pd(c + (i + (uint64_t)u) * n + j + 4, sum[u][1]);
