@@ -294,7 +294,7 @@ static void unlink_list(struct soft_private *p, unsigned list, bool page, uint64
 
 static unsigned bloom(uint64_t page)
 {
-    return (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 54);
+    return (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 48);
 }
 
 void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a)

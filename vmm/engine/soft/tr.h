@@ -31,8 +31,9 @@ struct cold {
     uint8_t kind;
     uint8_t *jump;      /* rel32 to patch to the cold code */
     uint32_t split;     /* COLD_SITE of a group: the link to take when the range crosses a page; else 0 */
-    bool flags, rax_lent; /* then: state of the flags, size of the range */
-    uint16_t size;
+    bool flags, rax_lent; /* COLD_SITE: state of the flags, size of the range */
+    uint16_t size, held;
+    uint8_t *resume;      /* COLD_SITE: where to go on with the scratch as the check leaves it; NULL: only through a retry */
     uint32_t meta;      /* site or link */
     uint8_t scratch, idx, write;
     uint16_t borrowed;
@@ -56,6 +57,7 @@ struct tr {
     struct group g[MAX_GROUPS];
     uint16_t borrowed;   /* registers whose guest value is in saved[] */
     uint16_t held;       /* those of them that carry a group's delta */
+    uint16_t busy;       /* and those that carry something else across a check */
     unsigned colds;
     struct cold cold[MAX_COLD];
     struct imap map[BLOCK_MAX_INSNS + 1];

@@ -187,9 +187,11 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
         uint8_t group = t->acc[i].group;
         push->kind = XK_CALL;
         t->acc[i].group = NO_GROUP;
+        t->busy = (uint16_t)(1u << target);
         emit_push_constant(t, i, keep.in.rip + keep.in.len, (uint16_t)(1u << R_RCX | 1u << target));
         push->kind = keep.kind;
         t->acc[i].group = group;
+        t->busy = 0;
     }
     emit_indirect(t, target);
 }
@@ -318,6 +320,74 @@ static void emit_split(struct tr *t, const struct cold *c, uint8_t *from)
     emit_link_stub(t, c->split, jump);
 }
 
+static void emit_to_stub(struct tr *t, const struct cold *c)
+{
+    emit_store_gs32_imm(&t->e, GS(exit_info), c->meta);
+    emit_jmp(&t->e, t->p->code + t->p->stub_tlb[c->idx][c->write][c->scratch]);
+}
+
+/* Two registers for the look-up: ones lent out already, else any, to be saved around it. */
+static void pick_two(const struct cold *c, uint8_t r[2], bool save[2])
+{
+    uint16_t no = (uint16_t)(1u << R_RSP | 1u << c->scratch | (c->flags ? 1u << R_RAX : 0));
+    uint16_t free = (uint16_t)(c->borrowed & ~c->held & ~no), any = (uint16_t)~(no | free);
+    for (unsigned n = 0; n < 2; n++) {
+        save[n] = !free;
+        uint16_t *from = free ? &free : &any;
+        r[n] = (uint8_t)__builtin_ctz(*from);
+        *from &= (uint16_t)(*from - 1);
+    }
+}
+
+/* The hashed look-up of stubs.c once more, at the site, for programs: their accesses roam over more pages than a slot can hold. The
+ * kernel's, where code is large and mostly cold, share the stubs. A slot filled for the first time goes through the stub, which notes it. */
+static void emit_tlb_inline(struct tr *t, const struct cold *c, const struct site *site)
+{
+    struct emitter *e = &t->e;
+    uint8_t r[2];
+    bool save[2];
+    unsigned s = c->scratch;
+    pick_two(c, r, save);
+    emit_gs(e, 0, 0x81, 7, site->slot + 4);                                  /* cmp dword gs:[slot.tag+4], empty */
+    e32(e, (uint32_t)(TLB_INVALID >> 32));
+    uint8_t *empty = emit_jcc(e, 4, NULL);
+    for (unsigned n = 0; n < 2; n++)
+        if (save[n]) emit_store_gs(e, GS_TMP(2 + n), r[n]);
+    emit_mov_rr(e, r[0], s);
+    e8(e, 0x48 | (r[0] >= 8)); e8(e, 0xc1); e8(e, 0xe8 | (r[0] & 7)); e8(e, 12 - 5); /* shr r0, 7 */
+    if (r[0] >= 8) e8(e, 0x41);
+    e8(e, 0x81); e8(e, 0xe0 | (r[0] & 7)); e32(e, (TLB_SIZE - 1) << 5);      /* and r0d, mask */
+    struct host_mem last = {(uint8_t)s, INSN_NOREG, 1, c->size - 1};
+    emit_lea(e, r[1], last);
+    e8(e, 0x48 | (r[1] >= 8)); e8(e, 0x81); e8(e, 0xe0 | (r[1] & 7)); e32(e, 0xfffff000u); /* and r1, -4096 */
+    uint32_t tlb = GS(tlb) + c->idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
+    struct host_mem tag = {r[0], INSN_NOREG, 1,
+                           (int32_t)(tlb + (c->write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read)))};
+    e8(e, 0x65); emit_rm(e, 0x3b, r[1], tag);
+    uint8_t *miss = emit_jcc(e, 5, NULL);
+    struct host_mem delta = {r[0], INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
+    e8(e, 0x65); emit_rm(e, 0x8b, r[0], delta);
+    if (site->flags & SITE_HOSTPAGE) {
+        struct host_mem sum = {(uint8_t)s, r[0], 1, 0};
+        emit_lea(e, s, sum);
+        emit_rr(e, 0x01, r[0], r[1]);
+    } else {
+        emit_mov_rr(e, s, r[0]);
+    }
+    emit_store_gs(e, site->slot, r[1]);
+    emit_store_gs(e, site->slot + 8, r[0]);
+    for (unsigned n = 0; n < 2; n++)
+        if (save[n]) emit_load_gs(e, r[n], GS_TMP(2 + n));
+    emit_jmp(e, c->resume);
+    patch_rel32(miss, e->p);
+    for (unsigned n = 0; n < 2; n++)
+        if (save[n]) emit_load_gs(e, r[n], GS_TMP(2 + n));
+    emit_store_gs32_imm(e, GS(exit_info), c->meta);
+    emit_jmp(e, t->p->code + t->p->stub_exit[HX_MEM]);
+    patch_rel32(empty, e->p);
+    emit_to_stub(t, c);
+}
+
 static void emit_cold(struct tr *t, const struct cold *c)
 {
     struct emitter *e = &t->e;
@@ -328,8 +398,10 @@ static void emit_cold(struct tr *t, const struct cold *c)
         struct site *s = meta_ptr(t->p, c->meta);
         emit_gs(e, 1, 0x03, c->scratch, s->slot); /* add s, tag: the address again */
         uint8_t *split = c->split ? emit_split_test(t, c) : NULL;
-        emit_store_gs32_imm(e, GS(exit_info), c->meta);
-        emit_jmp(e, t->p->code + t->p->stub_tlb[c->idx][c->write][c->scratch]);
+        if (c->idx == MMU_USER && c->resume)
+            emit_tlb_inline(t, c, s);
+        else
+            emit_to_stub(t, c);
         if (split) emit_split(t, c, split);
         break;
     }
@@ -487,7 +559,7 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
     t->mode = mode;
     t->idx = mode & MODE_IDX_MASK;
     t->failed = false;
-    t->borrowed = t->held = 0;
+    t->borrowed = t->held = t->busy = 0;
     t->colds = t->maps = 0;
     if (next ? !gather_across(t, rip, page->host, next->host) : !gather(t, rip, page->host)) return NULL;
     tr_analyze(t);

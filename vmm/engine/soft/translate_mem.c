@@ -161,6 +161,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
     } else {
         emit_load_gs(e, c->s, slot + 8);       /* mov s, gs:delta */
     }
+    uint8_t *resume = c->bits ? NULL : e->p;
     if (flags) {
         e8(e, 0x04); e8(e, 0x7f);              /* add al, 0x7f: OF again */
         e8(e, 0x9e);                           /* sahf */
@@ -173,15 +174,13 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
                            (c->hostpage ? SITE_HOSTPAGE : 0)),
     };
     struct cold *cold = &t->cold[t->colds++];
-    *cold = (struct cold){.kind = COLD_SITE, .jump = ja, .meta = site_off, .scratch = (uint8_t)c->s, .idx = t->idx, .write = c->write};
+    *cold = (struct cold){.kind = COLD_SITE, .jump = ja, .meta = site_off, .scratch = (uint8_t)c->s, .idx = t->idx, .write = c->write,
+                          .resume = resume, .held = t->held | t->busy, .size = c->size, .flags = flags, .rax_lent = rax_lent,
+                          .borrowed = t->borrowed};
     if (!c->merged) return;
     /* A range across a page border (a stack frame in a loop, say) fails always: without going through C, on to the other variant. */
     cold->split = tr_new_link(t, t->x[i].in.rip);
     if (cold->split) ((struct link *)meta_ptr(t->p, cold->split))->extra_mode = MODE_NO_MERGE;
-    cold->size = c->size;
-    cold->flags = flags;
-    cold->rax_lent = rax_lent;
-    cold->borrowed = t->borrowed;
 }
 
 /* While the flags are live they are kept in RAX: the check's scratch must be another one. */

@@ -6,9 +6,9 @@
 #include "vmm/engine/soft/soft.h"
 
 #define BLOCK_MAX_INSNS 64
-#define CODE_CACHE_SIZE (24u << 20) /* bytes of host code per vCPU; flushed whole when full */
-#define META_SIZE (20u << 20)       /* bytes of block, site and instruction records per vCPU */
-#define BLOCK_HASH_BITS 14
+#define CODE_CACHE_SIZE (96u << 20) /* bytes of host code per vCPU; flushed whole when full */
+#define META_SIZE (80u << 20)       /* bytes of block, site and instruction records per vCPU */
+#define BLOCK_HASH_BITS 16
 #define ITLB_SIZE 256
 #define JUMP_HASH_SIZE 65536 /* index: low 16 bits of the target, taken with MOVZX because that keeps the flags */
 #define STEP_CACHE_SIZE 256
@@ -60,6 +60,7 @@ struct xinsn {
     uint8_t mask, mask_reg;          /* enum xmask */
     uint8_t mask_unit, mask_bits;    /* bytes of memory per mask bit; mask bits there are */
     bool mask_whole;                 /* all of the operand must be writable, selected or not */
+    bool checks_mf;                  /* a pending x87 exception comes before anything else about it */
     bool may_host_fault;     /* can raise a host signal by itself (#DE, #MF, #XM, alignment #GP, #UD) */
     uint16_t reg_read;       /* GPRs whose old value matters (partial writes included) */
     uint16_t reg_write;      /* GPRs written in any way */
@@ -69,6 +70,8 @@ struct xinsn {
 
 /* Decodes the instruction in bytes[0..avail) for the code size of `code_size`. 0; -1 undefined; -2 needs more bytes. */
 int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x);
+/* The first avail < 15 bytes, of an instruction that is longer, say already that this CPU doesn't have it. */
+bool soft_known_undefined(const uint8_t *bytes, unsigned avail, unsigned code_size);
 void soft_decode_init(void);
 
 /* Translation mode key: what, besides the address, code depends on. */
@@ -185,8 +188,8 @@ struct soft_private {
     uint32_t page2_hash[1u << BLOCK_HASH_BITS]; /* blocks of one instruction across a page border, by the second page */
     uint32_t cross_links[2]; /* linked branches between pages: [1] those between global pages */
     uint32_t jumps_filled[2];   /* [1]: entries for global pages */
-    uint32_t jump_filled[2][4096]; /* (mmu index << 16) | slot of the filled jump cache entries */
-    uint64_t code_pages[16];    /* Bloom filter of the virtual pages that anything here was concluded from */
+    uint32_t jump_filled[2][JUMP_CACHE_SIZE]; /* (mmu index << 16) | slot of the filled jump cache entries */
+    uint64_t code_pages[1024];  /* Bloom filter of the virtual pages that anything here was concluded from */
     struct {
         uint64_t page;
         uint32_t misses;
