@@ -1,5 +1,5 @@
 /* Zydis to struct xinsn: what an instruction reads, writes and needs, and how the translator treats it. */
-#include "vmm/engine/soft/xlat.h"
+#include "vmm/engine/soft/decode.h"
 
 #include <string.h>
 
@@ -29,6 +29,7 @@ void soft_decode_init(void)
         ZydisDecoderEnableMode(all[i], ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
         ZydisDecoderEnableMode(all[i], ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
     }
+    soft_isa_init();
     memset(gpr_number, 0xff, sizeof gpr_number);
     map_registers(ZYDIS_REGISTER_RAX, 16, 8);
     map_registers(ZYDIS_REGISTER_EAX, 16, 4);
@@ -174,7 +175,9 @@ static bool account_operands(struct xinsn *x, const ZydisDecodedInstruction *z, 
         x->mem_size = (uint16_t)(o->size / 8);
         x->mem_read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
         x->mem_write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-        if (o->actions & (ZYDIS_OPERAND_ACTION_CONDREAD | ZYDIS_OPERAND_ACTION_CONDWRITE)) x->masked = true;
+        if (z->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ || z->mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+            z->mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU)
+            x->in.mem.seg = segment_number(o->mem.segment);
     }
     /* Conditional writes of whole registers, and instructions that leave the destination alone on some inputs. */
     if (z->mnemonic == ZYDIS_MNEMONIC_BSF || z->mnemonic == ZYDIS_MNEMONIC_BSR) x->reg_read |= x->reg_kill;
@@ -242,7 +245,7 @@ static uint8_t gate_of(const ZydisDecodedInstruction *z)
         break;
     }
     switch (z->meta.isa_ext) {
-    case ZYDIS_ISA_EXT_X87: return GATE_X87;
+    case ZYDIS_ISA_EXT_X87: return z->mnemonic == ZYDIS_MNEMONIC_FWAIT ? GATE_FWAIT : GATE_X87;
     case ZYDIS_ISA_EXT_MMX: case ZYDIS_ISA_EXT_AMD3DNOW: return GATE_MMX;
     case ZYDIS_ISA_EXT_SSE: case ZYDIS_ISA_EXT_SSE2: case ZYDIS_ISA_EXT_SSE3: case ZYDIS_ISA_EXT_SSSE3:
     case ZYDIS_ISA_EXT_SSE4: case ZYDIS_ISA_EXT_SSE4A: case ZYDIS_ISA_EXT_AES: case ZYDIS_ISA_EXT_PCLMULQDQ:
@@ -250,6 +253,7 @@ static uint8_t gate_of(const ZydisDecodedInstruction *z)
         break;
     default: return GATE_NONE;
     }
+    if (z->mnemonic == ZYDIS_MNEMONIC_FISTTP) return GATE_X87;
     switch (z->mnemonic) { /* in the SSE extensions, but on GPRs or without state */
     case ZYDIS_MNEMONIC_MOVNTI: case ZYDIS_MNEMONIC_SFENCE: case ZYDIS_MNEMONIC_LFENCE: case ZYDIS_MNEMONIC_MFENCE:
     case ZYDIS_MNEMONIC_CRC32: case ZYDIS_MNEMONIC_POPCNT: case ZYDIS_MNEMONIC_PREFETCHNTA: case ZYDIS_MNEMONIC_PREFETCHT0:
@@ -305,7 +309,8 @@ static uint8_t classify_misc(const ZydisDecodedInstruction *z, const ZydisDecode
     case ZYDIS_MNEMONIC_PREFETCHT2: case ZYDIS_MNEMONIC_PREFETCHW: case ZYDIS_MNEMONIC_PREFETCHWT1:
         return XK_NOP;
     case ZYDIS_MNEMONIC_LEA:
-        if (ops[1].mem.base == ZYDIS_REGISTER_RIP || ops[1].mem.base == ZYDIS_REGISTER_EIP) return XK_LEA_RIP;
+        if (ops[1].mem.base == ZYDIS_REGISTER_RIP || ops[1].mem.base == ZYDIS_REGISTER_EIP)
+            return z->operand_width >= 32 ? XK_LEA_RIP : XK_SPECIAL;
         return z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 ? XK_COPY : XK_SPECIAL;
     case ZYDIS_MNEMONIC_LEAVE: return z->operand_width == 64 ? XK_LEAVE : XK_SPECIAL;
     case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2:
@@ -315,7 +320,7 @@ static uint8_t classify_misc(const ZydisDecodedInstruction *z, const ZydisDecode
     case ZYDIS_MNEMONIC_POPFD: case ZYDIS_MNEMONIC_PUSHFQ: case ZYDIS_MNEMONIC_POPFQ: case ZYDIS_MNEMONIC_FXSAVE:
     case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_FXRSTOR: case ZYDIS_MNEMONIC_FXRSTOR64: case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU: case ZYDIS_MNEMONIC_SALC: case ZYDIS_MNEMONIC_XBEGIN:
-    case ZYDIS_MNEMONIC_XEND: case ZYDIS_MNEMONIC_XABORT: case ZYDIS_MNEMONIC_XTEST: case ZYDIS_MNEMONIC_CLFLUSHOPT:
+    case ZYDIS_MNEMONIC_XEND: case ZYDIS_MNEMONIC_XABORT: case ZYDIS_MNEMONIC_XTEST:
     case ZYDIS_MNEMONIC_INVPCID: case ZYDIS_MNEMONIC_PTWRITE: case ZYDIS_MNEMONIC_PAUSE:
         return XK_SPECIAL;
     default:
@@ -373,13 +378,31 @@ static void find_encoding(struct xinsn *x, const ZydisDecodedInstruction *z)
     x->tail_off = (uint8_t)end;
 }
 
+/* Zydis could not decode it. Some instructions are too long (#GP) as well as wrong (#UD): their bytes behind the prefixes tell. */
+static int failed(const ZydisDecoder *d, ZyanStatus st, const uint8_t *bytes, unsigned avail, bool rex)
+{
+    ZydisDecodedInstruction z;
+    uint8_t rest[15] = {0};
+    unsigned n = 0;
+    if (avail < 15) return st == ZYDIS_STATUS_NO_MORE_DATA ? -2 : -1;
+    while (n < 14 && (strchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", bytes[n]) || (rex && (bytes[n] & 0xf0) == 0x40))) n++;
+    memcpy(rest, bytes + n, avail - n);
+    unsigned least = rest[0] == 0x62 ? 6 : rest[0] == 0xc4 ? 5 : rest[0] == 0xc5 ? 4 : 1;
+    if (n + least > 15) return -2;
+    if (rest[0] == 0x0f && (rest[1] & 0xfe) == 0xa6) return -1;
+    if (ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(d, NULL, rest, sizeof rest, &z)))
+        return soft_isa_missing(&z) || n + z.length <= 15 ? -1 : -2;
+    return st == ZYDIS_STATUS_NO_MORE_DATA || st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? -2 : -1;
+}
+
 int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x)
 {
     ZydisDecodedInstruction z;
     ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
     const ZydisDecoder *d = code_size == 8 ? &decoder64 : code_size == 4 ? &decoder32 : &decoder16;
     ZyanStatus st = ZydisDecoderDecodeFull(d, bytes, avail, &z, ops);
-    if (!ZYAN_SUCCESS(st)) return st == ZYDIS_STATUS_NO_MORE_DATA ? -2 : -1;
+    if (!ZYAN_SUCCESS(st)) return failed(d, st, bytes, avail, code_size == 8);
+    if (soft_isa_missing(&z)) return -1;
     memset(x, 0, sizeof *x);
     struct insn *in = &x->in;
     in->rip = rip;
@@ -402,10 +425,11 @@ int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64
     x->gate = gate_of(&z);
     x->kind = classify(&z, ops, plain);
     if (x->kind == XK_JCC) x->cc = z.opcode & 15;
-    /* AVX-512 with a write mask, and masked moves: lanes that are off must not fault. */
-    if (z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && z.avx.mask.reg != ZYDIS_REGISTER_NONE &&
-        z.avx.mask.reg != ZYDIS_REGISTER_K0 && in->has_mem)
-        x->masked = true;
+    soft_find_mask(x, &z, ops);
+    x->checks_mf = soft_checks_mf(&z, ops);
+    if (z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || z.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT || z.mnemonic == ZYDIS_MNEMONIC_CLWB)
+        x->mem_size = 1; /* names its line by any byte of it */
+    x->aligned = soft_needs_alignment(&z, x->mem_size, &x->aligned_unless_mm);
     if (x->uses_vsib) x->kind = XK_SPECIAL;
     x->bit_string = in->has_mem && in->ops >= 2 && in->op[1].kind == OP_REG &&
                     (z.mnemonic == ZYDIS_MNEMONIC_BT || z.mnemonic == ZYDIS_MNEMONIC_BTS ||

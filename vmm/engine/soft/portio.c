@@ -20,7 +20,7 @@ static enum soft_result check_bitmap(struct soft_cpu *cpu, uint16_t port, unsign
     return bits & mask ? sys_gp0(cpu) : SOFT_OK;
 }
 
-static enum soft_result check_port(struct soft_cpu *cpu, uint16_t port, unsigned size)
+enum soft_result soft_port_check(struct soft_cpu *cpu, uint16_t port, unsigned size)
 {
     if (!soft_protected(cpu) || cpu->cpl <= soft_iopl(cpu)) return SOFT_OK;
     return check_bitmap(cpu, port, size);
@@ -52,7 +52,7 @@ static enum soft_result leave(struct soft_cpu *cpu, uint16_t port, unsigned size
 
 enum soft_result soft_port_read(struct soft_cpu *cpu, uint16_t port, unsigned size, uint32_t *v)
 {
-    enum soft_result r = check_port(cpu, port, size);
+    enum soft_result r = soft_port_check(cpu, port, size);
     if (r != SOFT_OK) return r;
     bool mine = cpu->io.have && !cpu->io.is_mmio && cpu->io.addr == port && cpu->io.pio_len == size;
     cpu->io.have = false; /* an answer to something else (the instruction was interrupted) is void */
@@ -65,7 +65,7 @@ enum soft_result soft_port_read(struct soft_cpu *cpu, uint16_t port, unsigned si
 
 enum soft_result soft_port_write(struct soft_cpu *cpu, uint16_t port, unsigned size, uint32_t v)
 {
-    enum soft_result r = check_port(cpu, port, size);
+    enum soft_result r = soft_port_check(cpu, port, size);
     if (r != SOFT_OK) return r;
     note_breakpoints(cpu, port, size);
     leave(cpu, port, size, true);

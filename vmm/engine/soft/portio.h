@@ -10,6 +10,9 @@
 enum soft_result soft_port_read(struct soft_cpu *cpu, uint16_t port, unsigned size, uint32_t *v);
 enum soft_result soft_port_write(struct soft_cpu *cpu, uint16_t port, unsigned size, uint32_t v);
 
+/* The permission check alone: INS and OUTS make it before anything else, even with nothing to do. */
+enum soft_result soft_port_check(struct soft_cpu *cpu, uint16_t port, unsigned size);
+
 /* run() calls it on entry with the exit it returned last, now filled by the VMM: keeps the data of a read for when the instruction
  * is executed again. Other exits are ignored. */
 void soft_port_complete(struct soft_cpu *cpu, const struct vcpu_exit *exit);

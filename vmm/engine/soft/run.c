@@ -148,6 +148,8 @@ static enum soft_result host_fault(struct soft_cpu *cpu)
     cpu->rip = b->rip + at->guest;
     if (p->fault_trap == EXC_GP || p->fault_trap == EXC_AC || p->fault_trap == EXC_SS)
         return soft_raise_err(cpu, EXC_GP, 0);
+    if (p->fault_trap == EXC_XM && !(cpu->cr4 & CR4_OSXMMEXCPT)) /* SDM vol. 3 2.5 */
+        return soft_raise(cpu, EXC_UD);
     return soft_raise(cpu, (uint8_t)p->fault_trap);
 }
 
@@ -465,13 +467,14 @@ static bool turn(struct soft_cpu *cpu)
     for (;;) {
         switch (r) {
         case SOFT_FAULT:
-            soft_io_retire(cpu);
+            if (!cpu->exc.is_trap_db) /* a trap: the instruction is complete */
+                cpu->io.writes = 0;
             cpu->io.have = false;
-            cpu->io.writes = 0;
+            retire_io(cpu);
             cpu->stat[ST_EXCEPTION]++;
             r = soft_deliver_exception(cpu);
             if (r == SOFT_OK)
-                return false;
+                return next_write(cpu);
             continue;
         case SOFT_EXIT:
             note_pending_read(cpu);

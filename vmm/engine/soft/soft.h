@@ -125,9 +125,9 @@ struct tlb_entry {
 /* The guest's MAXPHYADDR: what CPUID must advertise, and where the reserved bits of paging entries begin. */
 #define SOFT_PHYS_BITS 46
 
-/* MMIO pieces (1, 2, 4 or 8 bytes) that one instruction can read, and can write: enough for FXSAVE/FXRSTOR (512 bytes)
- * and every vector load, gather included. Reads past it give ones, writes past it are lost. */
-#define SOFT_IO_PIECES 64
+/* MMIO pieces (1, 2, 4 or 8 bytes) that one instruction can read, and can write: enough for XSAVE with AVX-512 state, the
+ * largest there is. Reads past it give ones, writes past it are lost. */
+#define SOFT_IO_PIECES 360
 
 /* Per-site inline caches used by translated code: a slot for each memory access in it, as long as they last, by mmu index and kind of
  * access. The lower half of each pool holds HVA - GVA as delta, the upper half host page addresses. Only the TLB stub

@@ -2,7 +2,7 @@
  * is not a special instruction runs natively in a thunk, on the operand itself or on a copy of it (MMIO, page borders). */
 #include "vmm/engine/soft/ram.h"
 #include "vmm/engine/soft/segment.h"
-#include "vmm/engine/soft/xlat.h"
+#include "vmm/engine/soft/step.h"
 
 static enum soft_result gate_fault(struct soft_cpu *cpu, uint8_t gate)
 {
@@ -11,6 +11,8 @@ static enum soft_result gate_fault(struct soft_cpu *cpu, uint8_t gate)
     switch (gate) {
     case GATE_X87:
         return em || ts ? soft_raise(cpu, EXC_NM) : SOFT_OK;
+    case GATE_FWAIT: /* SDM vol. 3 table 2-2 */
+        return ts && (cpu->cr0 & CR0_MP) ? soft_raise(cpu, EXC_NM) : SOFT_OK;
     case GATE_MMX:
         return em ? soft_raise(cpu, EXC_UD) : ts ? soft_raise(cpu, EXC_NM) : SOFT_OK;
     case GATE_SSE:
@@ -35,8 +37,7 @@ static void merge_flags(struct soft_cpu *cpu)
     cpu->rflags = (cpu->rflags & ~(uint64_t)(FL_ARITH | FL_DF)) | (cpu->tmp[1] & (FL_ARITH | FL_DF));
 }
 
-/* Runs a thunk on the operand at `operand`. */
-static enum soft_result run_thunk(struct soft_cpu *cpu, const struct step_entry *e, void *operand)
+enum soft_result soft_run_thunk(struct soft_cpu *cpu, const struct step_entry *e, void *operand)
 {
     uint64_t lent = e->scratch < 16 ? cpu->gpr[e->scratch] : 0;
     cpu->tmp[5] = (uint64_t)(uintptr_t)operand;
@@ -51,6 +52,8 @@ static enum soft_result run_thunk(struct soft_cpu *cpu, const struct step_entry 
     int trap = cpu->priv->fault_trap;
     if (trap == EXC_GP || trap == EXC_AC)
         return soft_raise_err(cpu, (uint8_t)trap, 0);
+    if (trap == EXC_XM && !(cpu->cr4 & CR4_OSXMMEXCPT)) /* SDM vol. 3 2.5 */
+        return soft_raise(cpu, EXC_UD);
     if (trap == EXC_PF) /* non-canonical or kernel address computed by the instruction itself: only a translator bug gets here */
         return soft_raise_err(cpu, EXC_GP, 0);
     return soft_raise(cpu, (uint8_t)trap);
@@ -66,98 +69,124 @@ static uint64_t bit_offset(const struct soft_cpu *cpu, const struct xinsn *x)
     }
 }
 
-static bool crosses(uint64_t a, uint32_t len)
+/* ---- where the operand is ---- */
+
+struct operand {
+    uint64_t linear;
+    uint32_t size;
+    uint8_t *host; /* all of it, in guest RAM; NULL: a device, or pages that don't lie together on the host */
+    gpa_t gpa;     /* of its first byte */
+};
+
+/* #GP(0) goes before any #PF. */
+static bool badly_aligned(struct soft_cpu *cpu, const struct xinsn *x, uint64_t linear)
 {
-    return ((a ^ (a + len - 1)) & PAGE_MASK) != 0;
+    if (!x->aligned || !(linear & (x->mem_size - 1u)))
+        return false;
+    return !(x->aligned_unless_mm && cpu->cpuid.amd && (soft_mxcsr_read(cpu) & 1u << 17));
 }
 
-/* The operand in guest RAM itself, when it lies in one page of it: keeps LOCK atomic. NULL: use the bounce buffer. */
-static enum soft_result direct_operand(struct soft_cpu *cpu, const struct xinsn *x, uint64_t linear, uint8_t **host, gpa_t *gpa)
+/* As tlb.c checks it for what is loaded and stored in C. */
+static bool alignment_check(const struct soft_cpu *cpu, uint64_t linear, uint32_t size)
 {
-    uint32_t size = x->mem_size ? x->mem_size : 1;
-    *host = NULL;
-    if (crosses(linear, size) || (cpu->dr[7] & 0xff) || (cpu->mode & MODE_AC))
-        return SOFT_OK;
+    return (cpu->mode & MODE_AC) && size <= 8 && !(size & (size - 1)) && (linear & (size - 1));
+}
+
+static bool locked(const struct xinsn *x)
+{
+    return x->in.lock || x->in.mnemonic == ZYDIS_MNEMONIC_XCHG;
+}
+
+/* Finds the pages of the operand, which checks permissions for all of it. */
+static enum soft_result find_operand(struct soft_cpu *cpu, const struct xinsn *x, struct operand *o)
+{
     enum soft_access acc = x->mem_write ? ACC_WRITE : ACC_READ;
-    enum soft_result r = soft_tlb_lookup(cpu, GVA(linear), acc, (enum soft_mmu_idx)cpu->mmu_idx, host, gpa);
-    if (r == SOFT_OK && !*host)
-        *host = soft_ram(soft_memory(cpu), gpa->v, size, x->mem_write);
-    return r;
-}
-
-/* Lanes that a mask turns off neither fault nor count: what can be had of the operand, byte-wise by page. */
-static bool masked_part(struct soft_cpu *cpu, uint64_t linear, uint32_t len, bool write, uint8_t *buf, bool have[2])
-{
-    uint32_t first = crosses(linear, len) ? (uint32_t)(PAGE_SIZE - (linear & ~PAGE_MASK)) : len;
-    uint32_t part[2] = {first, len - first}, at = 0;
-    for (unsigned i = 0; i < 2; i++) {
-        have[i] = true;
-        if (!part[i])
-            continue;
-        enum soft_result r = soft_load(cpu, GVA(linear + at), buf + at, part[i], (enum soft_mmu_idx)cpu->mmu_idx);
-        if (r == SOFT_OK && write)
-            r = soft_probe_store(cpu, GVA(linear + at), part[i], (enum soft_mmu_idx)cpu->mmu_idx);
-        if (r == SOFT_EXIT)
-            return false;
-        have[i] = r == SOFT_OK;
-        at += part[i];
-    }
-    cpu->exc.pending = false;
-    return true;
-}
-
-static enum soft_result run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t linear)
-{
-    uint32_t size = x->mem_size ? x->mem_size : 1;
-    bool have[2];
-    uint8_t before[64];
-    if (size > 64)
-        return soft_raise(cpu, EXC_UD);
-    soft_zero(cpu->bounce, sizeof cpu->bounce);
-    if (!masked_part(cpu, linear, size, x->mem_write, cpu->bounce, have))
-        return SOFT_EXIT;
-    soft_copy(before, cpu->bounce, size);
-    enum soft_result r = run_thunk(cpu, e, cpu->bounce);
-    if (r != SOFT_OK || !x->mem_write)
+    o->host = NULL;
+    if (alignment_check(cpu, o->linear, o->size))
+        return soft_raise_err(cpu, EXC_AC, 0);
+    enum soft_result r = soft_tlb_lookup(cpu, GVA(o->linear), acc, soft_data_idx(cpu), &o->host, &o->gpa);
+    if (r != SOFT_OK)
         return r;
-    /* Only bytes that changed are written: lanes that are off keep what other vCPUs may have stored meanwhile. */
-    uint32_t at = 0;
-    while (at < size) {
-        uint32_t n = 0;
-        while (at + n < size && cpu->bounce[at + n] != before[at + n])
-            n++;
-        if (n) {
-            r = soft_store(cpu, GVA(linear + at), cpu->bounce + at, n, (enum soft_mmu_idx)cpu->mmu_idx);
-            if (r != SOFT_OK)
-                return r;
-        }
-        at += n + 1;
+    bool together = true;
+    if (soft_crosses_page(o->linear, o->size)) {
+        uint8_t *next_host;
+        gpa_t next_gpa;
+        uint64_t next = (o->linear & PAGE_MASK) + PAGE_SIZE;
+        if (!soft_code64(cpu))
+            next = (uint32_t)next;
+        r = soft_tlb_lookup(cpu, GVA(next), acc, soft_data_idx(cpu), &next_host, &next_gpa);
+        if (r != SOFT_OK)
+            return r;
+        o->host = NULL;
+        together = next_gpa.v == (o->gpa.v & PAGE_MASK) + PAGE_SIZE;
     }
+    /* Watched operands go through soft_load() and soft_store(), which notice; but not locked ones, which must stay one access. */
+    if ((cpu->dr[7] & 0xff) && !locked(x))
+        o->host = NULL;
+    else if (!o->host && together)
+        o->host = soft_ram(soft_memory(cpu), o->gpa.v, o->size, x->mem_write);
     return SOFT_OK;
 }
 
-static enum soft_result run_bounced(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t linear)
+static void note_code_written(struct soft_cpu *cpu, const struct operand *o)
 {
-    uint32_t size = x->mem_size ? x->mem_size : 1;
-    if (size > sizeof cpu->bounce)
-        return soft_raise(cpu, EXC_UD);
-    enum soft_result r = SOFT_OK;
+    uint64_t last = o->gpa.v + o->size - 1;
+    if (soft_page_has_code(cpu, GPA(o->gpa.v & PAGE_MASK)))
+        soft_code_written(cpu, o->gpa, (uint32_t)((last & PAGE_MASK) == (o->gpa.v & PAGE_MASK) ? o->size : PAGE_SIZE - (o->gpa.v & ~PAGE_MASK)));
+    if ((last & PAGE_MASK) != (o->gpa.v & PAGE_MASK) && soft_page_has_code(cpu, GPA(last & PAGE_MASK)))
+        soft_code_written(cpu, GPA(last & PAGE_MASK), (uint32_t)(last & ~PAGE_MASK) + 1);
+}
+
+/* The bit offset's part of the address is in `linear` already, and the instruction adds it once more. */
+static uint8_t *without_bit_offset(const struct soft_cpu *cpu, const struct xinsn *x, uint8_t *host)
+{
+    return x->bit_string ? host - bit_offset(cpu, x) : host;
+}
+
+/* ---- running on it ---- */
+
+static enum soft_result run_direct(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, const struct operand *o)
+{
+    enum soft_result r = soft_run_thunk(cpu, e, without_bit_offset(cpu, x, o->host));
     if (x->mem_write)
-        r = soft_probe_store(cpu, GVA(linear), size, (enum soft_mmu_idx)cpu->mmu_idx);
-    if (r == SOFT_OK && x->mem_read)
-        r = soft_load(cpu, GVA(linear), cpu->bounce, size, (enum soft_mmu_idx)cpu->mmu_idx);
-    if (r != SOFT_OK)
-        return r;
-    r = run_thunk(cpu, e, cpu->bounce);
+        note_code_written(cpu, o);
+    return r;
+}
+
+static enum soft_result run_on_copy(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, const struct operand *o)
+{
+    uint8_t *copy = soft_bounce_at(cpu, o->linear, o->size);
+    enum soft_result r = SOFT_OK;
+    if (x->mem_read || x->gate == GATE_X87) /* an unmasked exception keeps x87 instructions from storing */
+        r = soft_load(cpu, GVA(o->linear), copy, o->size, soft_data_idx(cpu));
+    if (r == SOFT_OK)
+        r = soft_run_thunk(cpu, e, without_bit_offset(cpu, x, copy));
     if (r == SOFT_OK && x->mem_write)
-        r = soft_store(cpu, GVA(linear), cpu->bounce, size, (enum soft_mmu_idx)cpu->mmu_idx);
+        r = soft_store(cpu, GVA(o->linear), copy, o->size, soft_data_idx(cpu));
+    return r;
+}
+
+/* Locked operations on copies exclude each other. */
+static enum soft_result run_bounced(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, const struct operand *o)
+{
+    if (o->size + 16 > sizeof cpu->bounce && o->size > 64)
+        return soft_raise(cpu, EXC_UD);
+    if (!locked(x))
+        return run_on_copy(cpu, x, e, o);
+    _Atomic uint32_t *lock = &cpu->engine->bus_lock;
+    while (atomic_exchange_explicit(lock, 1, memory_order_acquire))
+        __builtin_ia32_pause();
+    enum soft_result r = run_on_copy(cpu, x, e, o);
+    atomic_store_explicit(lock, 0, memory_order_release);
     return r;
 }
 
 static enum soft_result native_memory(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e)
 {
-    uint32_t size = x->mem_size ? x->mem_size : 1;
-    uint64_t off = soft_effective_address(cpu, &x->in), linear;
+    struct operand o = {.size = x->mem_size ? x->mem_size : 1};
+    if (x->checks_mf && soft_pending_mf(cpu) != SOFT_OK)
+        return SOFT_FAULT;
+    uint64_t off = soft_effective_address(cpu, &x->in);
     if (x->bit_string) {
         off += bit_offset(cpu, x);
         if (x->in.addr_size == 4)
@@ -165,24 +194,18 @@ static enum soft_result native_memory(struct soft_cpu *cpu, const struct xinsn *
         else if (x->in.addr_size == 2)
             off = (uint16_t)off;
     }
-    enum soft_result r = soft_linear(cpu, (enum cpu_seg)x->in.mem.seg, off, size, x->mem_write ? ACC_WRITE : ACC_READ, &linear);
+    enum soft_access acc = x->mem_write ? ACC_WRITE : ACC_READ;
+    enum soft_result r = soft_linear(cpu, (enum cpu_seg)x->in.mem.seg, off, o.size, acc, &o.linear);
     if (r != SOFT_OK)
         return r;
-    uint8_t *host;
-    gpa_t gpa;
+    if (badly_aligned(cpu, x, o.linear) && !(x->masked && soft_mask_is_clear(cpu, x)))
+        return soft_raise_err(cpu, EXC_GP, 0);
     if (x->masked)
-        return run_masked(cpu, x, e, linear);
-    r = direct_operand(cpu, x, linear, &host, &gpa);
+        return soft_run_masked(cpu, x, e, o.linear);
+    r = find_operand(cpu, x, &o);
     if (r != SOFT_OK)
         return r;
-    if (!host)
-        return run_bounced(cpu, x, e, linear);
-    if (x->bit_string) /* the instruction adds the bit offset once more */
-        host -= bit_offset(cpu, x);
-    r = run_thunk(cpu, e, host);
-    if (x->mem_write && soft_page_has_code(cpu, GPA(gpa.v & PAGE_MASK)))
-        soft_code_written(cpu, gpa, size);
-    return r;
+    return o.host ? run_direct(cpu, x, e, &o) : run_bounced(cpu, x, e, &o);
 }
 
 static enum soft_result run_lea(struct soft_cpu *cpu, const struct insn *in)
@@ -193,8 +216,9 @@ static enum soft_result run_lea(struct soft_cpu *cpu, const struct insn *in)
 }
 
 /* Instructions that are neither native nor anybody else's. */
-static enum soft_result odd_insn(struct soft_cpu *cpu, const struct insn *in)
+static enum soft_result odd_insn(struct soft_cpu *cpu, const struct xinsn *x)
 {
+    const struct insn *in = &x->in;
     switch (in->mnemonic) {
     case ZYDIS_MNEMONIC_LEA:
         return run_lea(cpu, in);
@@ -207,9 +231,8 @@ static enum soft_result odd_insn(struct soft_cpu *cpu, const struct insn *in)
         }
         __builtin_ia32_pause();
         return SOFT_OK;
-    case ZYDIS_MNEMONIC_CLFLUSHOPT:
-        soft_advance(cpu, in);
-        return SOFT_OK;
+    case ZYDIS_MNEMONIC_MASKMOVQ: case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU:
+        return soft_maskmov_insn(cpu, x);
     default:
         return soft_raise(cpu, EXC_UD);
     }
@@ -227,7 +250,7 @@ enum soft_result soft_exec_insn(struct soft_cpu *cpu, const struct xinsn *x)
     if (r == SOFT_NOT_MINE && x->uses_vsib)
         r = soft_vsib_insn(cpu, x);
     if (r == SOFT_NOT_MINE)
-        r = odd_insn(cpu, &x->in);
+        r = odd_insn(cpu, x);
     return r;
 }
 
@@ -305,7 +328,7 @@ enum soft_result soft_step(struct soft_cpu *cpu)
     case XK_LEA_RIP:
         return run_lea(cpu, &x->in);
     case XK_COPY:
-        r = run_thunk(cpu, e, NULL);
+        r = soft_run_thunk(cpu, e, NULL);
         break;
     case XK_MEM:
         soft_io_begin(cpu);

@@ -431,7 +431,8 @@ static void emit_cold(struct tr *t, const struct cold *c)
 static bool gated(uint32_t mode, uint8_t gate)
 {
     switch (gate) {
-    case GATE_X87: return mode & MODE_NO_X87;
+    case GATE_X87:
+    case GATE_FWAIT: return mode & MODE_NO_X87;
     case GATE_MMX: return mode & MODE_NO_MMX;
     case GATE_SSE: return mode & MODE_NO_SSE;
     case GATE_AVX: return mode & MODE_NO_AVX;

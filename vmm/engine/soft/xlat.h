@@ -33,7 +33,7 @@ enum xkind {
 };
 
 /* Which CPU facility an instruction needs (mode bits can forbid it). */
-enum xgate { GATE_NONE, GATE_X87, GATE_MMX, GATE_SSE, GATE_AVX, GATE_AVX512 };
+enum xgate { GATE_NONE, GATE_X87, GATE_FWAIT, GATE_MMX, GATE_SSE, GATE_AVX, GATE_AVX512 };
 
 enum xenc { ENC_LEGACY, ENC_VEX, ENC_XOP, ENC_EVEX };
 
@@ -70,8 +70,6 @@ struct xinsn {
 
 /* Decodes the instruction in bytes[0..avail) for the code size of `code_size`. 0; -1 undefined; -2 needs more bytes. */
 int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x);
-/* The first avail < 15 bytes, of an instruction that is longer, say already that this CPU doesn't have it. */
-bool soft_known_undefined(const uint8_t *bytes, unsigned avail, unsigned code_size);
 void soft_decode_init(void);
 
 /* Translation mode key: what, besides the address, code depends on. */

@@ -1,0 +1,19 @@
+/* Parts of soft_decode(), which look at what Zydis made of an instruction. */
+#ifndef NACELLE_SOFT_DECODE_H
+#define NACELLE_SOFT_DECODE_H
+
+#include "vmm/engine/soft/xlat.h"
+
+/* decode_mask.c: which bytes of the memory operand a mask can turn off (x->mask and what goes with it). */
+void soft_find_mask(struct xinsn *x, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops);
+
+/* decode_isa.c */
+void soft_isa_init(void);
+/* The instruction exists in Zydis, but not on this CPU: it is undefined, before any of its operands is looked at. */
+bool soft_isa_missing(const ZydisDecodedInstruction *z);
+/* The memory operand must be aligned to its size, or #GP(0). */
+bool soft_needs_alignment(const ZydisDecodedInstruction *z, unsigned mem_size, bool *unless_mm);
+/* #MF is raised for an earlier x87 instruction before this one does anything. */
+bool soft_checks_mf(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops);
+
+#endif
