@@ -337,6 +337,18 @@ static void retire_io(struct soft_cpu *cpu)
 
 /* ---- the loop ---- */
 
+static bool canonical(uint64_t a)
+{
+    return (uint64_t)((int64_t)(a << 16) >> 16) == a;
+}
+
+/* The block at RIP by the jump cache, before the tables are asked. 0: not there. */
+static uint32_t known_host(const struct soft_cpu *cpu)
+{
+    const struct jump_slot *s = &cpu->jump[cpu->mode & MODE_IDX_MASK][cpu->rip & (JUMP_CACHE_SIZE - 1)];
+    return s->neg_rip == -cpu->rip ? (uint32_t)(s->host - (uint64_t)(uintptr_t)cpu->priv->code) : 0;
+}
+
 /* Runs translated code from `host` until it has to be looked at. SOFT_OK: go on at RIP. */
 static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
 {
@@ -383,6 +395,13 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
             break;
         default:
             cpu->stat[ST_LOOKUP]++;
+            if (!canonical(cpu->rip)) {
+                const struct branch *from = meta_ptr(p, (uint32_t)cpu->exit_info);
+                merge_flags(cpu, cpu->tmp[1]);
+                cpu->rip = from->rip;
+                cpu->gpr[R_RSP] += (uint64_t)(int64_t)from->rsp_back;
+                return soft_raise_err(cpu, EXC_GP, 0);
+            }
             break;
         }
         merge_flags(cpu, cpu->tmp[1]);
@@ -414,12 +433,18 @@ static enum soft_result run_some(struct soft_cpu *cpu)
         cpu->priv->no_merge_once = false;
         extra = MODE_NO_MERGE;
     }
-    struct block *b = soft_find_block(cpu, extra, &r);
-    if (!b)
-        return r != SOFT_OK ? r : step_one(cpu);
+    uint32_t host = extra ? 0 : known_host(cpu);
+    if (!host) {
+        struct block *b = soft_find_block(cpu, extra, &r);
+        if (!b)
+            return r != SOFT_OK ? r : step_one(cpu);
+        host = b->host;
+        if (!extra)
+            fill_jump(cpu, b);
+    }
     cpu->rflags &= ~(uint64_t)FL_RF;
     cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
-    return run_translated(cpu, b->host);
+    return run_translated(cpu, host);
 }
 
 /* Requests of others. Returns true when run() must return. */

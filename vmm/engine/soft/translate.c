@@ -57,10 +57,17 @@ static void emit_side_exit(struct tr *t, unsigned cc, uint64_t target)
     c->meta = tr_new_link(t, target);
 }
 
-/* Jump through the jump cache to the guest address in register `target` (lent). All flag-free. */
-static void emit_indirect(struct tr *t, unsigned target)
+/* Jump through the jump cache to the guest address in register `target` (lent). All flag-free. `rsp_back` undoes what the instruction did
+ * to RSP. */
+static void emit_indirect(struct tr *t, unsigned target, int32_t rsp_back)
 {
     struct emitter *e = &t->e;
+    uint32_t info = soft_meta_alloc(t->p, sizeof(struct branch));
+    if (!info) {
+        t->failed = true;
+        return;
+    }
+    *(struct branch *)meta_ptr(t->p, info) = (struct branch){t->x[t->n - 1].in.rip, rsp_back};
     t->held = 0;
     uint16_t keep = (uint16_t)(1u << target | 1u << R_RCX);
     if (!(t->borrowed & (1u << R_RCX))) {
@@ -84,6 +91,7 @@ static void emit_indirect(struct tr *t, unsigned target)
     uint8_t *miss = emit_jmp(e, NULL);
     struct cold *c = new_cold(t, COLD_LOOKUP, miss);
     c->scratch = (uint8_t)target;
+    c->meta = info;
     tr_restore(t, 0xffff);
     emit_gs(e, 0, 0xff, 4, GS_TMP(0));
 }
@@ -164,8 +172,9 @@ static void emit_ret(struct tr *t, unsigned i)
     struct host_mem m = access_now(t, i, 1u << R_RCX);
     unsigned target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | 1u << m.index), false);
     emit_rm(&t->e, 0x8b, target, m);
-    move_rsp(t, 8 + (in->ops ? (int32_t)(uint16_t)in->op[0].imm : 0));
-    emit_indirect(t, target);
+    int32_t by = 8 + (in->ops ? (int32_t)(uint16_t)in->op[0].imm : 0);
+    move_rsp(t, by);
+    emit_indirect(t, target, -by);
 }
 
 static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
@@ -193,7 +202,7 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
         t->acc[i].group = group;
         t->busy = 0;
     }
-    emit_indirect(t, target);
+    emit_indirect(t, target, call ? 8 : 0);
 }
 
 static void emit_special(struct tr *t, unsigned i)
@@ -422,6 +431,7 @@ static void emit_cold(struct tr *t, const struct cold *c)
         break;
     case COLD_LOOKUP:
         emit_store_gs(e, GS(rip), c->scratch);
+        emit_store_gs32_imm(e, GS(exit_info), c->meta);
         restore_from(t, c->borrowed);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_LOOKUP]);
         break;

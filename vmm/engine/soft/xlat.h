@@ -128,6 +128,12 @@ struct site {
     uint32_t pad[2];
 };
 
+/* An indirect branch: what to undo when its target turns out to be no address (SDM vol. 2: then it faults itself). */
+struct branch {
+    uint64_t rip;
+    int32_t rsp_back;
+};
+
 /* A direct branch out of a block. */
 struct link {
     uint64_t target;    /* guest RIP */
@@ -142,7 +148,7 @@ struct link {
 
 enum soft_host_exit {
     HX_LINK = 0, /* exit_info: meta offset of struct link */
-    HX_LOOKUP,   /* indirect branch not in the jump cache; rip set */
+    HX_LOOKUP,   /* indirect branch not in the jump cache; rip set, exit_info: meta offset of struct branch */
     HX_MEM,      /* exit_info: meta offset of struct site */
     HX_SPECIAL,  /* exit_info: meta offset of struct xinsn */
     HX_REQUEST,  /* exit_request seen; rip set */
