@@ -40,8 +40,10 @@ static bool note_finding(const struct diff_case *c, const struct verdict *v)
 {
     char key[96];
     const struct mnem *m = c->insns == 1 ? forms_find(&fuzz.forms, case_mnemonic(c, &fuzz.forms, 0)) : NULL;
-    snprintf(key, sizeof(key), "%s %s", m ? ZydisCategoryGetString((ZydisInstructionCategory)m->category) : "block",
-             v->field);
+    const char *what = m               ? ZydisCategoryGetString((ZydisInstructionCategory)m->category)
+                       : c->insns == 1 ? "invalid"
+                                       : "block";
+    snprintf(key, sizeof(key), "%s %s", what, v->field);
     for (unsigned i = 0; i < findings; i++)
         if (!strcmp(finding[i].key, key)) {
             finding[i].count++;
@@ -79,7 +81,15 @@ static void report(const struct options *o, unsigned index, struct verdict *v)
     bool alone = !crash && !fuzz_one(&fuzz, &c, true, &w) && !w.equal && !w.skipped;
     if (alone) {
         *v = w;
-        minimise(&fuzz, &c, true, v);
+        static struct diff_case whole;
+        whole = c;
+        /* In the same worker, which is quick; should that have come to depend on what the worker ran before, anew. */
+        minimise(&fuzz, &c, false, v);
+        if (fuzz_one(&fuzz, &c, true, v) || v->equal || v->skipped) {
+            c = whole;
+            *v = w;
+            minimise(&fuzz, &c, true, v);
+        }
     }
     printf("difference: %s, %s%s\n", c.insns == 1 ? ZydisMnemonicGetString(case_mnemonic(&c, &fuzz.forms, 0)) : "block",
            v->field, alone || crash ? "" : " (not when run alone in a new engine: it needs the cases before it)");

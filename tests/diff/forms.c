@@ -276,6 +276,7 @@ static const char *why_excluded(const ZydisDecodedInstruction *d)
     case ZYDIS_ISA_EXT_AMX_BF16:
     case ZYDIS_ISA_EXT_AMX_INT8:
     case ZYDIS_ISA_EXT_AMX_TILE: return "AMX: not offered to guests";
+    case ZYDIS_ISA_EXT_PADLOCK: return "VIA's: not offered to guests";
     case ZYDIS_ISA_EXT_SNP:
     case ZYDIS_ISA_EXT_TDX: return "confidential computing: not offered to guests";
     case ZYDIS_ISA_EXT_UINTR: return "user interrupts: not offered to guests";
@@ -454,6 +455,9 @@ static bool vendor_specific(const struct insn_code *ic, unsigned mode)
     case ZYDIS_CATEGORY_SEGOP:
         return w && (ic->d.mnemonic == ZYDIS_MNEMONIC_LFS || ic->d.mnemonic == ZYDIS_MNEMONIC_LGS ||
                      ic->d.mnemonic == ZYDIS_MNEMONIC_LSS);
+    case ZYDIS_CATEGORY_NOP:
+    case ZYDIS_CATEGORY_WIDENOP: /* 0F 0D with a register: NOP or #UD */
+        return ic->d.opcode_map == ZYDIS_OPCODE_MAP_0F && ic->d.opcode == 0x0d;
     default:
         /* F3 REX.B 90 is XCHG, not PAUSE */
         return ic->d.mnemonic == ZYDIS_MNEMONIC_PAUSE && ic->len > 2 &&

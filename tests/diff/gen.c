@@ -505,6 +505,11 @@ bool gen_single(struct diff_case *c, const struct forms *f, const struct form *f
     if (!forms_emit(f, form, &r, &opt, &ic)) return false;
     if (c->mode == MODE_16 && !c->stack32 && sees_stack_pointer(&ic)) return false;
     c->rip = gen_rip(&r, ic.len);
+    if (form->tried && form->ud == form->tried) /* how much of it is fetched before the #UD differs */
+        c->rip = CODE_BASE + rnd_below(&r, 0x500);
+    for (unsigned i = 0; i < ic.d.operand_count; i++) /* may be trapped between their elements */
+        if (ic.op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && ic.op[i].mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+            c->rflags &= ~0x100ull;
     if (ic.d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || ic.d.meta.isa_ext != ZYDIS_ISA_EXT_BASE)
         c->rflags &= ~0x40000ull; /* what #AC checks of vector operands differs between CPUs */
     gen_operands(c, &r, &ic, c->rip);
@@ -526,6 +531,10 @@ bool gen_invalid(struct diff_case *c, const struct forms *f, const struct form *
     c->seed = seed;
     c->stack32 = f->mode == MODE_16 && rnd_pct(&r, 50);
     if (!forms_emit(f, form, &r, &opt, &ic)) return false;
+    /* Branches with 66, and VEX and EVEX bits that CPUs ignore, are the vendors' business; what the host lacks has no length. */
+    if (ic.d.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || form->enc != ENC_LEGACY ||
+        (form->tried && form->ud == form->tried))
+        return false;
     memset(bytes, 0xcc, sizeof(bytes));
     if (rnd_pct(&r, 30)) { /* too long */
         static const uint8_t prefix[] = {0x66, 0x2e, 0x3e, 0x26, 0x36, 0x64};
