@@ -52,13 +52,13 @@ class Bench:
         names = [n for n in self.names if n.startswith("parallel/") == parallel]
         return names, "^(" + "|".join(names) + ")$"
 
-    def guest_rows(self, column, cpus, names, only):
+    def guest_rows(self, column, cpus, names, only, cpu_time):
         def command(append):
             return machines.guest_command(column, self.o.nacelle, MEMORY_MIB, cpus, self.kernel,
                                           os.path.join(self.out, "bench.cpio"), append)
 
         self.say(f"{column}: {len(names)} rows, {cpus} vCPU")
-        values, clocks = machines.run_guest(command, self.short(names, only), self.repeats, len(names), self.o.cpu_time, self.log,
+        values, clocks = machines.run_guest(command, self.short(names, only), self.repeats, len(names), cpu_time, self.log,
                                             lambda text: self.say(f"{column}: {text}"))
         self.clocks += [(column, cpus, guest, host) for guest, host in clocks]
         return values
@@ -77,7 +77,7 @@ class Bench:
                 self.results[column] = machines.run_native(self.program, self.root, only, self.repeats, True, self.o.cpu_time,
                                                            self.log)
             else:
-                self.results[column] = self.guest_rows(column, 1, names, only)
+                self.results[column] = self.guest_rows(column, 1, names, only, self.o.cpu_time)
 
     def run_parallel(self):
         names, only = self.expression(True)
@@ -88,7 +88,7 @@ class Bench:
                 if column == "native":
                     rows = machines.run_native(self.program, self.root, only, self.repeats, cpus == 1, False, self.log)
                 else:
-                    rows = self.guest_rows(column, cpus, names, only)
+                    rows = self.guest_rows(column, cpus, names, only, False)
                 self.parallel[column][cpus] = rows
 
     def run_nano(self):

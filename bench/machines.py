@@ -109,8 +109,9 @@ class Rows:
 
     def scale(self, cpu, when):
         row = self.values.get(self.current, {})
-        if "mean" in row and when > self.start[1]:
-            share = min((cpu - self.start[0]) / (when - self.start[1]), 1)
+        share = (cpu - self.start[0]) / (when - self.start[1]) if when > self.start[1] else 0
+        if "mean" in row and share > 0:
+            share = min(share, 1)
             row["cpu_share"] = share
             row["value"] = row["mean"] / share if row["unit"] == "MB/s" else row["mean"] * share
 

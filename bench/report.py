@@ -29,7 +29,7 @@ def better_by(ours, other, unit):
 
 
 def geometric_mean(values):
-    values = [v for v in values if v]
+    values = [v for v in values if v and v > 0]
     return math.exp(sum(map(math.log, values)) / len(values)) if values else None
 
 
