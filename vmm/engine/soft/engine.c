@@ -29,6 +29,12 @@ static void *reserve(size_t size, int prot)
     return p == MAP_FAILED ? NULL : p;
 }
 
+/* Code and TLBs are spread over many pages: large ones spare the host's TLBs. */
+static void prefer_large(void *p, size_t size)
+{
+    (void)madvise(p, size, MADV_HUGEPAGE);
+}
+
 static void unreserve(void *p, size_t size)
 {
     if (p)
@@ -105,6 +111,7 @@ static struct soft_cpu *new_cpu(void)
         /* Writable and executable: this vCPU's own code generator and nothing else writes here, at offsets it computed
          * itself; the guest reaches only RAM, through checked addresses. */
         p->code = reserve(CODE_CACHE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC);
+        prefer_large(p->code, CODE_CACHE_SIZE);
         p->meta = reserve(META_SIZE, PROT_READ | PROT_WRITE);
     }
     if (!p || !cpu->xsave || !p->code || !p->meta) {

@@ -376,15 +376,21 @@ static void emit_tlb_inline(struct tr *t, const struct cold *c, const struct sit
     uint8_t *miss = emit_jcc(e, 5, NULL);
     struct host_mem delta = {r[0], INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
     e8(e, 0x65); emit_rm(e, 0x8b, r[0], delta);
-    if (site->flags & SITE_HOSTPAGE) {
-        struct host_mem sum = {(uint8_t)s, r[0], 1, 0};
+    /* A site that goes from page to page would fill its slot each time for nothing: only addresses at the start of a cache line do. */
+    e8(e, 0x40 | (s >= 8)); e8(e, 0xf6); e8(e, 0xc0 | (s & 7)); e8(e, 0x38);  /* test s8, 0x38 */
+    bool hostpage = site->flags & SITE_HOSTPAGE;
+    struct host_mem sum = {(uint8_t)s, r[0], 1, 0};
+    if (hostpage)
         emit_lea(e, s, sum);
-        emit_rr(e, 0x01, r[0], r[1]);
-    } else {
+    else
         emit_mov_rr(e, s, r[0]);
-    }
+    e8(e, 0x75);                                                             /* jnz past the stores */
+    uint8_t *skip = e->p;
+    e8(e, 0);
+    if (hostpage) emit_rr(e, 0x01, r[0], r[1]);
     emit_store_gs(e, site->slot, r[1]);
     emit_store_gs(e, site->slot + 8, r[0]);
+    *skip = (uint8_t)(e->p - (skip + 1));
     for (unsigned n = 0; n < 2; n++)
         if (save[n]) emit_load_gs(e, r[n], GS_TMP(2 + n));
     emit_jmp(e, c->resume);

@@ -194,6 +194,8 @@ static unsigned group_register(struct tr *t, const struct group *g)
 {
     uint16_t used = (uint16_t)(1u << R_RSP | 1u << R_RAX | 1u << g->base | t->held);
     for (unsigned k = g->anchor; k <= g->last; k++) used |= t->x[k].reg_read | t->x[k].reg_write;
+    for (unsigned k = 0; k < t->groups; k++) /* nor may another group's check, hoisted into that range, need it as its base */
+        if (t->g[k].anchor >= g->anchor && t->g[k].anchor <= g->last) used |= (uint16_t)(1u << t->g[k].base);
     uint16_t allowed = (uint16_t)~used;
     if (g->no_rex) allowed &= 0xff;
     uint16_t ready = allowed & t->borrowed;
