@@ -387,7 +387,8 @@ static int failed(const ZydisDecoder *d, ZyanStatus st, const uint8_t *bytes, un
     if (avail < 15) return st == ZYDIS_STATUS_NO_MORE_DATA ? -2 : -1;
     while (n < 14 && (strchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", bytes[n]) || (rex && (bytes[n] & 0xf0) == 0x40))) n++;
     memcpy(rest, bytes + n, avail - n);
-    unsigned least = rest[0] == 0x62 ? 6 : rest[0] == 0xc4 ? 5 : rest[0] == 0xc5 ? 4 : 1;
+    bool three = rest[0] == 0xc4 || (rest[0] == 0x8f && (rest[1] & 0x1f) >= 8); /* VEX, XOP */
+    unsigned least = rest[0] == 0x62 ? 6 : three ? 5 : rest[0] == 0xc5 ? 4 : 1;
     if (n + least > 15) return -2;
     if (rest[0] == 0x0f && (rest[1] & 0xfe) == 0xa6) return -1;
     if (ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(d, NULL, rest, sizeof rest, &z)))
@@ -402,7 +403,10 @@ int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64
     const ZydisDecoder *d = code_size == 8 ? &decoder64 : code_size == 4 ? &decoder32 : &decoder16;
     ZyanStatus st = ZydisDecoderDecodeFull(d, bytes, avail, &z, ops);
     if (!ZYAN_SUCCESS(st)) return failed(d, st, bytes, avail, code_size == 8);
-    if (soft_isa_missing(&z)) return -1;
+    bool w_undefined = z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && z.raw.vex.W && code_size != 8;
+    if (soft_isa_missing(&z) ||
+        (w_undefined && (z.mnemonic == ZYDIS_MNEMONIC_VPEXTRD || z.mnemonic == ZYDIS_MNEMONIC_VPINSRD)))
+        return -1;
     memset(x, 0, sizeof *x);
     struct insn *in = &x->in;
     in->rip = rip;
@@ -427,6 +431,11 @@ int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64
     if (x->kind == XK_JCC) x->cc = z.opcode & 15;
     soft_find_mask(x, &z, ops);
     x->checks_mf = soft_checks_mf(&z, ops);
+    x->w_ignored = code_size != 8 && soft_ignores_w(&z, ops);
+    for (unsigned i = 0; i < z.operand_count_visible; i++)
+        if (ops[i].encoding == ZYDIS_OPERAND_ENCODING_IS4) x->is4_bit7_ignored = code_size != 8;
+    bool clears = z.mnemonic == ZYDIS_MNEMONIC_VZEROALL || z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER;
+    if (clears && code_size != 8) x->kind = XK_SPECIAL; /* registers 8 to 15 stay */
     if (z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || z.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT || z.mnemonic == ZYDIS_MNEMONIC_CLWB)
         x->mem_size = 1; /* names its line by any byte of it */
     x->aligned = soft_needs_alignment(&z, x->mem_size, &x->aligned_unless_mm);

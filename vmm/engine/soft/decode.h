@@ -13,6 +13,8 @@ void soft_isa_init(void);
 bool soft_isa_missing(const ZydisDecodedInstruction *z);
 /* The memory operand must be aligned to its size, or #GP(0). */
 bool soft_needs_alignment(const ZydisDecodedInstruction *z, unsigned mem_size, bool *unless_mm);
+/* 16/32-bit code: W chooses the size of general registers, which are 32 bits wide whatever it is (SDM vol. 2 2.3.5.5). */
+bool soft_ignores_w(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops);
 /* #MF is raised for an earlier x87 instruction before this one does anything. */
 bool soft_checks_mf(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops);
 

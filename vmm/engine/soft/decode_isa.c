@@ -169,3 +169,23 @@ bool soft_checks_mf(const ZydisDecodedInstruction *z, const ZydisDecodedOperand 
             return true;
     return false;
 }
+
+bool soft_ignores_w(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
+{
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_ANDN: case ZYDIS_MNEMONIC_BEXTR: case ZYDIS_MNEMONIC_BLSI: case ZYDIS_MNEMONIC_BLSMSK:
+    case ZYDIS_MNEMONIC_BLSR: case ZYDIS_MNEMONIC_BZHI: case ZYDIS_MNEMONIC_MULX: case ZYDIS_MNEMONIC_PDEP:
+    case ZYDIS_MNEMONIC_PEXT: case ZYDIS_MNEMONIC_RORX: case ZYDIS_MNEMONIC_SARX: case ZYDIS_MNEMONIC_SHLX:
+    case ZYDIS_MNEMONIC_SHRX: case ZYDIS_MNEMONIC_VMOVD: case ZYDIS_MNEMONIC_VPEXTRD: case ZYDIS_MNEMONIC_VPINSRD:
+    case ZYDIS_MNEMONIC_VCVTSS2SI: case ZYDIS_MNEMONIC_VCVTSD2SI: case ZYDIS_MNEMONIC_VCVTTSS2SI: case ZYDIS_MNEMONIC_VCVTTSD2SI:
+    case ZYDIS_MNEMONIC_VCVTSS2USI: case ZYDIS_MNEMONIC_VCVTSD2USI: case ZYDIS_MNEMONIC_VCVTTSS2USI:
+    case ZYDIS_MNEMONIC_VCVTTSD2USI: case ZYDIS_MNEMONIC_VCVTSI2SS: case ZYDIS_MNEMONIC_VCVTSI2SD:
+    case ZYDIS_MNEMONIC_VCVTUSI2SS: case ZYDIS_MNEMONIC_VCVTUSI2SD: case ZYDIS_MNEMONIC_VPCMPESTRI:
+    case ZYDIS_MNEMONIC_VPCMPESTRM:
+        return true;
+    case ZYDIS_MNEMONIC_VPBROADCASTD:
+        return z->opcode == 0x7c && ops[z->operand_count_visible - 1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+    default:
+        return false;
+    }
+}

@@ -55,9 +55,30 @@ static uint64_t selected_bytes(const struct xinsn *x, uint64_t mask)
     return bytes;
 }
 
-/* Does `f` for each run of selected bytes, in rising order, until one doesn't succeed. */
-typedef enum soft_result run_fn(struct soft_cpu *cpu, uint64_t linear, uint8_t *buf, uint32_t len);
-static enum soft_result each_run(struct soft_cpu *cpu, uint64_t linear, uint8_t *buf, uint64_t bytes, run_fn *f)
+/* An operand by its offset in a segment: what is not selected may lie outside of the segment, too. */
+struct place {
+    enum cpu_seg seg;
+    uint64_t off;
+    uint8_t *buf;
+};
+
+enum run_kind { RUN_LOAD, RUN_PROBE, RUN_STORE };
+
+static enum soft_result one_run(struct soft_cpu *cpu, const struct place *p, unsigned at, uint32_t n, enum run_kind kind)
+{
+    uint64_t off = p->off + at, a;
+    enum soft_result r = soft_linear(cpu, p->seg, soft_code64(cpu) ? off : (uint32_t)off, n, kind == RUN_LOAD ? ACC_READ : ACC_WRITE, &a);
+    if (r != SOFT_OK)
+        return r;
+    switch (kind) {
+    case RUN_LOAD: return soft_load(cpu, GVA(a), p->buf + at, n, soft_data_idx(cpu));
+    case RUN_PROBE: return soft_probe_store(cpu, GVA(a), n, soft_data_idx(cpu));
+    default: return soft_store(cpu, GVA(a), p->buf + at, n, soft_data_idx(cpu));
+    }
+}
+
+/* Does it for each run of selected bytes, in rising order, until one doesn't succeed. */
+static enum soft_result each_run(struct soft_cpu *cpu, const struct place *p, uint64_t bytes, enum run_kind kind)
 {
     unsigned at = 0;
     while (bytes) {
@@ -65,10 +86,7 @@ static enum soft_result each_run(struct soft_cpu *cpu, uint64_t linear, uint8_t 
         at += skip;
         bytes >>= skip;
         unsigned n = ~bytes ? (unsigned)__builtin_ctzll(~bytes) : 64;
-        uint64_t a = linear + at;
-        if (!soft_code64(cpu))
-            a = (uint32_t)a;
-        enum soft_result r = f(cpu, a, buf + at, n);
+        enum soft_result r = one_run(cpu, p, at, n, kind);
         if (r != SOFT_OK)
             return r;
         at += n;
@@ -77,39 +95,23 @@ static enum soft_result each_run(struct soft_cpu *cpu, uint64_t linear, uint8_t 
     return SOFT_OK;
 }
 
-static enum soft_result load_run(struct soft_cpu *cpu, uint64_t linear, uint8_t *buf, uint32_t len)
-{
-    return soft_load(cpu, GVA(linear), buf, len, soft_data_idx(cpu));
-}
-
-static enum soft_result probe_run(struct soft_cpu *cpu, uint64_t linear, uint8_t *buf, uint32_t len)
-{
-    (void)buf;
-    return soft_probe_store(cpu, GVA(linear), len, soft_data_idx(cpu));
-}
-
-static enum soft_result store_run(struct soft_cpu *cpu, uint64_t linear, uint8_t *buf, uint32_t len)
-{
-    return soft_store(cpu, GVA(linear), buf, len, soft_data_idx(cpu));
-}
-
-enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t linear)
+enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t off, uint64_t linear)
 {
     if (!x->mem_size || x->mem_size > 64)
         return soft_raise(cpu, EXC_UD);
     uint64_t bytes = selected_bytes(x, mask_value(cpu, x));
-    uint8_t *buf = soft_bounce_at(cpu, linear, x->mem_size);
+    struct place p = {(enum cpu_seg)x->in.mem.seg, off, soft_bounce_at(cpu, linear, x->mem_size)};
     enum soft_result r = SOFT_OK;
     if (x->mem_write)
-        r = each_run(cpu, linear, buf, x->mask_whole ? low_bits(x->mem_size) : bytes, probe_run);
+        r = each_run(cpu, &p, x->mask_whole ? low_bits(x->mem_size) : bytes, RUN_PROBE);
     if (r == SOFT_OK && x->mem_read) {
-        soft_zero(buf, x->mem_size);
-        r = each_run(cpu, linear, buf, bytes, load_run);
+        soft_zero(p.buf, x->mem_size);
+        r = each_run(cpu, &p, bytes, RUN_LOAD);
     }
     if (r == SOFT_OK)
-        r = soft_run_thunk(cpu, e, buf);
+        r = soft_run_thunk(cpu, e, p.buf);
     if (r == SOFT_OK && x->mem_write)
-        r = each_run(cpu, linear, buf, bytes, store_run);
+        r = each_run(cpu, &p, bytes, RUN_STORE);
     return r;
 }
 
@@ -118,7 +120,7 @@ enum soft_result soft_maskmov_insn(struct soft_cpu *cpu, const struct xinsn *x)
     const struct insn *in = &x->in;
     unsigned size = in->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;
     uint8_t data[16], mask[16];
-    uint64_t a = cpu->gpr[R_RDI], linear;
+    uint64_t a = cpu->gpr[R_RDI];
     if (x->checks_mf && soft_pending_mf(cpu) != SOFT_OK)
         return SOFT_FAULT;
     if (size == 8) {
@@ -129,14 +131,12 @@ enum soft_result soft_maskmov_insn(struct soft_cpu *cpu, const struct xinsn *x)
         soft_vec_read(cpu, in->op[1].reg, 16, mask);
     }
     a = in->addr_size == 8 ? a : in->addr_size == 4 ? (uint32_t)a : (uint16_t)a;
-    enum soft_result r = soft_linear(cpu, (enum cpu_seg)x->in.mem.seg, a, size, ACC_WRITE, &linear);
-    if (r != SOFT_OK)
-        return r;
+    struct place p = {(enum cpu_seg)x->in.mem.seg, a, data};
     uint64_t bytes = signs(mask, size, 1);
     /* All of it must be writable even if nothing is selected. */
-    r = soft_probe_store(cpu, GVA(linear), size, soft_data_idx(cpu));
+    enum soft_result r = each_run(cpu, &p, low_bits(size), RUN_PROBE);
     if (r == SOFT_OK)
-        r = each_run(cpu, linear, data, bytes, store_run);
+        r = each_run(cpu, &p, bytes, RUN_STORE);
     if (r == SOFT_OK)
         soft_advance(cpu, in);
     return r;

@@ -78,7 +78,14 @@ struct operand {
     gpa_t gpa;     /* of its first byte */
 };
 
-/* #GP(0) goes before any #PF. */
+static uint64_t unchecked_linear(const struct soft_cpu *cpu, enum cpu_seg seg, uint64_t off)
+{
+    if (!soft_code64(cpu))
+        return (uint32_t)(off + cpu->seg[seg].base);
+    return seg == SEG_FS || seg == SEG_GS ? off + cpu->seg[seg].base : off;
+}
+
+/* Its #GP(0) goes before what the segment or paging has against the address. */
 static bool badly_aligned(struct soft_cpu *cpu, const struct xinsn *x, uint64_t linear)
 {
     if (!x->aligned || !(linear & (x->mem_size - 1u)))
@@ -194,14 +201,15 @@ static enum soft_result native_memory(struct soft_cpu *cpu, const struct xinsn *
         else if (x->in.addr_size == 2)
             off = (uint16_t)off;
     }
+    o.linear = unchecked_linear(cpu, (enum cpu_seg)x->in.mem.seg, off);
+    if (badly_aligned(cpu, x, o.linear) && !(x->masked && soft_mask_is_clear(cpu, x)))
+        return soft_raise_err(cpu, EXC_GP, 0);
+    if (x->masked)
+        return soft_run_masked(cpu, x, e, off, o.linear);
     enum soft_access acc = x->mem_write ? ACC_WRITE : ACC_READ;
     enum soft_result r = soft_linear(cpu, (enum cpu_seg)x->in.mem.seg, off, o.size, acc, &o.linear);
     if (r != SOFT_OK)
         return r;
-    if (badly_aligned(cpu, x, o.linear) && !(x->masked && soft_mask_is_clear(cpu, x)))
-        return soft_raise_err(cpu, EXC_GP, 0);
-    if (x->masked)
-        return soft_run_masked(cpu, x, e, o.linear);
     r = find_operand(cpu, x, &o);
     if (r != SOFT_OK)
         return r;
@@ -230,6 +238,11 @@ static enum soft_result odd_insn(struct soft_cpu *cpu, const struct xinsn *x)
             return SOFT_EXIT;
         }
         __builtin_ia32_pause();
+        return SOFT_OK;
+    case ZYDIS_MNEMONIC_VZEROALL: case ZYDIS_MNEMONIC_VZEROUPPER: /* in 16/32-bit code */
+        for (unsigned i = 0; i < 8; i++)
+            soft_vec_clear(cpu, i, in->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER);
+        soft_advance(cpu, in);
         return SOFT_OK;
     case ZYDIS_MNEMONIC_MASKMOVQ: case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU:
         return soft_maskmov_insn(cpu, x);

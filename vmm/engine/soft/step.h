@@ -24,8 +24,8 @@ static inline uint8_t *soft_bounce_at(struct soft_cpu *cpu, uint64_t linear, uin
     return cpu->bounce + (size <= 64 ? linear & 63 : linear & 15);
 }
 
-/* masked.c: an operand of which only the bytes that a mask selects are accessed. */
-enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t linear);
+/* masked.c: an operand, at `off` in its segment, of which only the bytes that a mask selects are accessed. */
+enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t off, uint64_t linear);
 /* Nothing is selected at all. */
 bool soft_mask_is_clear(struct soft_cpu *cpu, const struct xinsn *x);
 /* MASKMOVQ, MASKMOVDQU, VMASKMOVDQU. */
@@ -35,6 +35,7 @@ enum soft_result soft_maskmov_insn(struct soft_cpu *cpu, const struct xinsn *x);
  * the register, as VEX and EVEX instructions do. */
 void soft_vec_read(struct soft_cpu *cpu, unsigned reg, unsigned bytes, uint8_t *buf);
 void soft_vec_write(struct soft_cpu *cpu, unsigned reg, unsigned bytes, const uint8_t *buf);
+void soft_vec_clear(struct soft_cpu *cpu, unsigned reg, bool upper_only); /* all of it, or what is above 128 bits */
 uint64_t soft_mmx_read(struct soft_cpu *cpu, unsigned reg);
 uint64_t soft_opmask_read(struct soft_cpu *cpu, unsigned reg);
 void soft_opmask_write(struct soft_cpu *cpu, unsigned reg, uint64_t v);

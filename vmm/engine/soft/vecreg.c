@@ -104,6 +104,16 @@ void soft_vec_write(struct soft_cpu *cpu, unsigned reg, unsigned bytes, const ui
     }
 }
 
+void soft_vec_clear(struct soft_cpu *cpu, unsigned reg, bool upper_only)
+{
+    uint8_t low[16];
+    if (upper_only)
+        soft_vec_read(cpu, reg, 16, low);
+    else
+        soft_zero(low, sizeof low);
+    soft_vec_write(cpu, reg, 16, low);
+}
+
 uint64_t soft_mmx_read(struct soft_cpu *cpu, unsigned reg)
 {
     uint64_t v = 0, *buf = &v;

@@ -69,7 +69,7 @@ static void lane_done(struct vsib *v, unsigned lane)
 static void commit_part(struct soft_cpu *cpu, const struct vsib *v, bool any_done)
 {
     if (!v->scatter && any_done)
-        soft_vec_write(cpu, v->data_reg, v->evex ? vec_bytes(v, v->data) : whole_register(cpu), v->values);
+        soft_vec_write(cpu, v->data_reg, v->evex ? v->vl : whole_register(cpu), v->values);
     if (v->evex)
         soft_opmask_write(cpu, v->mask_reg, v->opmask);
     else

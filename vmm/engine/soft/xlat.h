@@ -60,6 +60,8 @@ struct xinsn {
     uint8_t mask, mask_reg;          /* enum xmask */
     uint8_t mask_unit, mask_bits;    /* bytes of memory per mask bit; mask bits there are */
     bool mask_whole;                 /* all of the operand must be writable, selected or not */
+    bool w_ignored;                  /* 16/32-bit code: VEX.W or EVEX.W would mean 64-bit registers, and counts for nothing */
+    bool is4_bit7_ignored;           /* 16/32-bit code: the register number in the last byte has three bits */
     bool checks_mf;                  /* a pending x87 exception comes before anything else about it */
     bool may_host_fault;     /* can raise a host signal by itself (#DE, #MF, #XM, alignment #GP, #UD) */
     uint16_t reg_read;       /* GPRs whose old value matters (partial writes included) */
