@@ -53,18 +53,26 @@ __asm__(
     "    movw $8, %bx; movw %bx, %fs; andb $0xfe, %al; movl %eax, %cr0; jmp 5f\n"
     "5:  xorw %bx, %bx; movw %bx, %fs; movl $0x200000, %ebx; movl %fs:(%ebx), %eax; movl %eax, %es:56\n"
     "    smsww %ax; andw $1, %ax; movw %ax, %es:60\n"
-    /* An offset over the limit of a real-mode segment: #GP (13). */
-    "    movl $0x12345, %ebx\n"
-    "    movw $0, %bp\n"
-    "real_gp: .byte 0x67, 0x8b, 0x03\n"
-    "    movw %bp, %es:62\n"
+    /* Offsets over the limit of a real-mode segment: #GP (13), with SS #SS (12). The handlers leave the offset of the instruction in BP,
+     * the vector in CX, and skip DX bytes: it. */
+    "    movl $0x12345, %ebx; movw $3, %dx; xorw %bp, %bp; xorw %cx, %cx\n"
+    "real_gp: .byte 0x67, 0x8b, 0x03\n" /* mov (%ebx), %ax */
+    "    movw %bp, %es:62; movw %cx, %es:68\n"
+    "    movw $0xffff, %bx; movw $2, %dx; xorw %bp, %bp; xorw %cx, %cx\n"
+    "real_edge: .byte 0x8b, 0x07\n" /* mov (%bx), %ax: its second byte is over the limit */
+    "    movw %bp, %es:70; movw %cx, %es:72\n"
+    "    movl $0x10000, %ebx; movw $4, %dx; xorw %bp, %bp; xorw %cx, %cx\n"
+    "real_ss: .byte 0x36, 0x67, 0x8b, 0x03\n" /* mov %ss:(%ebx), %ax */
+    "    movw %bp, %es:74; movw %cx, %es:76\n"
     "    movl $0x600dd00d, %es:64\n"
     "6:  hlt; jmp 6b\n"
     "handler_60: cmpw $0xbeef, %ax; jne 7f; movw $0xcafe, %ax\n"
     "7:  iretw\n"
+    "handler_gp: movw $13, %cx; jmp handler_fault\n"
+    "handler_ss: movw $12, %cx\n"
     "handler_fault: pushw %bx; movw %sp, %bx; movw %ss:2(%bx), %bp\n" /* the offset saved: of the instruction itself */
     "    cmpw $real_div - real_code, %bp; jne 8f; addw $2, %ss:2(%bx); jmp 9f\n"
-    "8:  addw $4, %ss:2(%bx)\n"
+    "8:  addw %dx, %ss:2(%bx)\n"
     "9:  popw %bx; iretw\n"
     "far_target: movw $0x7007, %ax; lretw\n"
     ".balign 4\n"
@@ -76,11 +84,15 @@ __asm__(
     "real_code_end:\n"
     ".code64\n.popsection\n"
     ".pushsection .data\n.balign 8\ngdt_16_table: .quad 0, 0x00cf93000000ffff\n"
-    ".global handler_60_at, handler_fault_at, div_at, gp_at\n"
+    ".global handler_60_at, handler_fault_at, handler_gp_at, handler_ss_at, div_at, gp_at, edge_at, ss_at\n"
     "handler_60_at: .word handler_60 - real_code\nhandler_fault_at: .word handler_fault - real_code\n"
-    "div_at: .word real_div - real_code\ngp_at: .word real_gp - real_code\n.popsection");
+    "handler_gp_at: .word handler_gp - real_code\nhandler_ss_at: .word handler_ss - real_code\n"
+    "div_at: .word real_div - real_code\n"
+    /* CS is 0x901 there, not 0x900 as before the far jump: the offsets are 16 less. */
+    "gp_at: .word real_gp - real_code - 16\nedge_at: .word real_edge - real_code - 16\n"
+    "ss_at: .word real_ss - real_code - 16\n.popsection");
 extern u8 real_code[], real_code_end[];
-extern u16 handler_60_at, handler_fault_at, div_at, gp_at;
+extern u16 handler_60_at, handler_fault_at, handler_gp_at, handler_ss_at, div_at, gp_at, edge_at, ss_at;
 
 static u16 word(unsigned at)
 {
@@ -94,6 +106,8 @@ int main(void)
     memset(phys(RESULTS), 0, 0x1000);
     memcpy(phys(STUB), real_code, (size_t)(real_code_end - real_code));
     for (unsigned v = 0; v < 32; v++) ivt[v] = 0x9000000u | handler_fault_at;
+    ivt[GP] = 0x9000000u | handler_gp_at;
+    ivt[SS] = 0x9000000u | handler_ss_at;
     ivt[0x60] = 0x9000000u | handler_60_at;
     *(volatile u32 *)0x200000 = 0xfee1dead;
     apic_enable();
@@ -127,5 +141,10 @@ int main(void)
     CHECK_EQ(word(56) | (u32)word(58) << 16, 0xfee1dead);
     CHECK_EQ(word(60), 0);
     CHECK_EQ(word(62), gp_at);
+    CHECK_EQ(word(68), GP);
+    CHECK_EQ(word(70), edge_at);
+    CHECK_EQ(word(72), GP);
+    CHECK_EQ(word(74), ss_at);
+    CHECK_EQ(word(76), SS);
     return done();
 }
