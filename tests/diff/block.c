@@ -329,6 +329,9 @@ static void add_loop(struct block *b)
     s->rel_at = 2;
     s->rel_size = 4;
     s->target = head;
+    /* Nothing jumps past the counter's start into the loop: it would run for ages. */
+    for (int i = 0; i < head - 1; i++)
+        if (b->slot[i].target >= head && b->slot[i].rel_size) b->slot[i].target = head - 1;
     b->c->loops = true;
 }
 

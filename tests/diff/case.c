@@ -238,6 +238,32 @@ static void read_list(char *s, uint64_t *out, unsigned max, unsigned *count)
     }
 }
 
+/* "set NAME VALUE": one register of a case written by hand. VALUE is hexadecimal; for vectors the bytes from the lowest on. */
+static void set_state(struct diff_case *c, const char *text)
+{
+    char name[16] = "", value[160] = "";
+    unsigned n = 0;
+    if (sscanf(text, "%15s %159s", name, value) != 2) return;
+    uint64_t v = strtoull(value, NULL, 16);
+    if (!strcmp(name, "fcw"))
+        memcpy(c->xsave, &v, 2);
+    else if (!strcmp(name, "fsw"))
+        memcpy(c->xsave + 2, &v, 2);
+    else if (!strcmp(name, "mxcsr"))
+        memcpy(c->xsave + 24, &v, 4);
+    else if (sscanf(name, "gpr%u", &n) == 1 && n < 16)
+        c->gpr[n] = v;
+    else if (sscanf(name, "k%u", &n) == 1 && n < 8)
+        xsave_set_k(c->xsave, n, v);
+    else if (sscanf(name, "vec%u", &n) == 1 && n < 32) {
+        uint8_t bytes[64] = {0};
+        read_hex(value, bytes, sizeof(bytes));
+        xsave_set_vec(c->xsave, n, bytes);
+    }
+    v = host.xcomp;
+    if (name[0] == 'k' || name[0] == 'v' || name[0] == 'f') memcpy(c->xsave + 512, &v, 8);
+}
+
 int case_read(FILE *f, struct diff_case *c)
 {
     static char line[8192];
@@ -251,8 +277,14 @@ int case_read(FILE *f, struct diff_case *c)
         char *val = arg ? arg + 1 : line + strlen(line);
         if (arg) *arg = 0;
         line[strcspn(line, "\n")] = 0;
-        if (!strcmp(line, "case"))
+        if (!strcmp(line, "case")) {
             begun = true;
+            c->rip = CODE_BASE + 0x100;
+            c->rflags = 0x202;
+            set_state(c, "fcw 37f");
+            set_state(c, "mxcsr 1f80");
+        } else if (!strcmp(line, "set"))
+            set_state(c, val);
         else if (!strcmp(line, "end"))
             return begun ? 0 : -1;
         else if (!strcmp(line, "seed"))

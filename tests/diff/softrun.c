@@ -3,8 +3,12 @@
  * The guest is nothing but tables: the same virtual layout as the native side, user pages, and an IDT whose handlers
  * are `out imm8` to port 0xe0 + vector, so that every case ends in an I/O exit that tells the vector, with the
  * interrupted state on the kernel stack. */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "tests/diff/worker.h"
 #include "vmm/engine/engine.h"
@@ -199,6 +203,32 @@ static void load_segments(struct cpu_state *s, const struct diff_case *c)
     s->seg[SEG_GS].base = c->gs_base;
 }
 
+/* Kicks the vCPU out of a case that has used too much of the CPU: one that loops natively, too, mostly. */
+#define CASE_CPU_NS 6000000000ull
+#define CASE_CPU_NS_HANG 300000000ull /* when the host CPU did not get out of it either */
+const volatile uint32_t *soft_peer_status;
+static _Atomic uint64_t case_began; /* CPU time of the process, 0 between cases */
+static _Atomic bool case_kicked;
+
+static uint64_t cpu_time(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void *watchdog(void *arg)
+{
+    for (;; usleep(50000)) {
+        uint64_t began = atomic_load(&case_began);
+        bool hangs = soft_peer_status && *soft_peer_status == RUN_HANG;
+        if (!began || cpu_time() - began < (hangs ? CASE_CPU_NS_HANG : CASE_CPU_NS)) continue;
+        atomic_store(&case_kicked, true);
+        engine_soft.kick(vcpu);
+    }
+    return arg;
+}
+
 int soft_init(char *text)
 {
     struct nerr e = {{0}};
@@ -211,6 +241,8 @@ int soft_init(char *text)
         snprintf(text, 120, "engine: %.100s", e.text);
         return -1;
     }
+    pthread_t dog;
+    if (pthread_create(&dog, NULL, watchdog, NULL)) return -1;
     build_descriptors();
     start_state(&start);
     return 0;
@@ -246,8 +278,11 @@ static bool run_to_exception(struct diff_result *r)
             snprintf(r->text, sizeof(r->text), "MMIO exit at %#llx, %u bytes", (unsigned long long)leave.mmio.addr.v,
                      leave.mmio.len);
             return false;
-        case VCPU_EXIT_PAUSE:
-        case VCPU_EXIT_KICKED: break;
+        case VCPU_EXIT_PAUSE: break;
+        case VCPU_EXIT_KICKED:
+            if (!atomic_load(&case_kicked)) break;
+            r->status = RUN_HANG;
+            return false;
         case VCPU_EXIT_FAIL: snprintf(r->text, sizeof(r->text), "engine failed: %.100s", leave.fail); return false;
         default:
             snprintf(r->text, sizeof(r->text), "exit of kind %d%s", leave.kind,
@@ -310,7 +345,11 @@ void soft_run(const struct diff_case *c, struct diff_result *r)
         snprintf(r->text, sizeof(r->text), "set_state: %.100s", e.text);
         return;
     }
-    if (!run_to_exception(r)) return;
+    atomic_store(&case_kicked, false);
+    atomic_store(&case_began, cpu_time());
+    bool ended = run_to_exception(r);
+    atomic_store(&case_began, 0);
+    if (!ended) return;
     engine_soft.get_state(vcpu, &state);
     r->status = RUN_DONE;
     read_result(r);

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 /* A case takes well under a millisecond; a batch that makes no progress for this long hangs. */
-#define STALL_MS 8000
+#define STALL_MS 20000
 
 struct batch *batch_create(void)
 {
@@ -47,6 +47,7 @@ static void worker_main(struct worker *w, int in, int out)
                 r->status = RUN_FAIL;
                 memcpy(r->text, text, sizeof(r->text));
             } else if (w->kind == RUNNER_SOFT) {
+                soft_peer_status = &b->results[SIDE_NATIVE][i].status;
                 soft_run(&b->cases[i], r);
             } else {
                 native_run(&b->cases[i], r);
@@ -131,6 +132,8 @@ static int worker_finish(struct worker *w)
 
 int workers_run(struct worker *w, unsigned workers)
 {
+    for (uint32_t i = 0; i < w->batch->count; i++)
+        w->batch->results[SIDE_NATIVE][i].status = w->batch->results[SIDE_ENGINE][i].status = RUN_NONE;
     for (unsigned i = 0; i < workers; i++) {
         w[i].batch->first[w[i].side] = 0;
         if (worker_go(&w[i])) return -1;

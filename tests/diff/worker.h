@@ -32,6 +32,8 @@ struct worker {
 /* Called in the worker process. Init returns 0 or -1 with a message in `text` (size 120). */
 int native_init(char *text);
 void native_run(const struct diff_case *c, struct diff_result *r);
+/* Status of the same case on the native side: an engine need not run on in a case that hangs there. */
+extern const volatile uint32_t *soft_peer_status;
 int soft_init(char *text);
 void soft_run(const struct diff_case *c, struct diff_result *r);
 
