@@ -279,6 +279,7 @@ int case_read(FILE *f, struct diff_case *c)
         line[strcspn(line, "\n")] = 0;
         if (!strcmp(line, "case")) {
             begun = true;
+            c->insns = 1;
             c->rip = CODE_BASE + 0x100;
             c->rflags = 0x202;
             set_state(c, "fcw 37f");

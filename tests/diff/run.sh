@@ -28,6 +28,15 @@ check() {
     fi
 }
 timeout -k 5 100 "$fuzz" --self-test --seed 7 --cases 4000 | grep -E '^(PASS|FAIL)' || { echo "FAIL diff/self-test"; status=1; }
+for cases in tests/diff/regressions-*.case; do
+    name=$(basename "$cases" .case)
+    if timeout -k 5 60 "$fuzz" --replay "$cases" >"$out/$name.log"; then
+        echo "PASS diff/$name"
+    else
+        echo "FAIL diff/$name: see $out/$name.log"
+        status=1
+    fi
+done
 check instructions --singles --seed 11 --seconds 30
 check blocks --blocks --seed 12 --seconds 30
 check compatibility-mode --mode 32 --seed 13 --seconds 10
