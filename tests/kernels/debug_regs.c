@@ -48,8 +48,8 @@ static void instruction_breakpoints(void)
     CHECK_EQ(c.rip, bp_here); /* a fault: before the instruction */
     CHECK_EQ(c.gpr[RAX], 1);
     CHECK_EQ(c.dr6 & 0xe00f, 1);
-    /* Of all faults only this one pushes RF as it was, here 0 (SDM vol. 3 17.3.1.1): a handler that just returns gets the same
-     * #DB again, and one that wants to go on sets RF in the image it returns to, as debuggers and Linux do. */
+    /* Of all faults only this one pushes RF as it was, here 0 (SDM vol. 3 17.3.1.1): a handler that just returns gets
+     * the same #DB again, and one that wants to go on sets RF in the image it returns to, as debuggers and Linux do. */
     CHECK_EQ(c.rflags & FL_RF, 0);
     CHECK_EQ(ctx_run(&c), DB);
     CHECK_EQ(c.rip, bp_here);

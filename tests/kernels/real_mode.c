@@ -53,8 +53,8 @@ __asm__(
     "    movw $8, %bx; movw %bx, %fs; andb $0xfe, %al; movl %eax, %cr0; jmp 5f\n"
     "5:  xorw %bx, %bx; movw %bx, %fs; movl $0x200000, %ebx; movl %fs:(%ebx), %eax; movl %eax, %es:56\n"
     "    smsww %ax; andw $1, %ax; movw %ax, %es:60\n"
-    /* Offsets over the limit of a real-mode segment: #GP (13), with SS #SS (12). The handlers leave the offset of the instruction in BP,
-     * the vector in CX, and skip DX bytes: it. */
+    /* Offsets over the limit of a real-mode segment: #GP (13), with SS #SS (12). The handlers leave the offset of the
+     * instruction in BP, the vector in CX, and skip DX bytes: it. */
     "    movl $0x12345, %ebx; movw $3, %dx; xorw %bp, %bp; xorw %cx, %cx\n"
     "real_gp: .byte 0x67, 0x8b, 0x03\n" /* mov (%ebx), %ax */
     "    movw %bp, %es:62; movw %cx, %es:68\n"

@@ -38,6 +38,7 @@ enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16 };
 #define FL_NT 0x4000ul
 #define FL_RF 0x10000ul
 #define FL_AC 0x40000ul
+#define FL_ID 0x200000ul
 #define FL_ARITH (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF)
 
 #define CR0_MP 0x2ul
@@ -126,8 +127,10 @@ extern u8 ctx_stack[16384] __attribute__((aligned(4096)));
 /* Runs until the next exception or unclaimed interrupt on this CPU, whose state is then in *c. Gives the vector. */
 u64 ctx_run(struct ctx *c);
 /* Runs and checks that nothing but this fault happened: vector, error code, RIP, every GPR and RFLAGS as before. */
-#define FAULTS(c, vec, err) ctx_faults(c, vec, err, __FILE__, __LINE__)
-bool ctx_faults(struct ctx *c, u64 vec, u64 err, const char *file, int line);
+#define FAULTS(c, vec, err) ctx_faults(c, vec, err, 0, __FILE__, __LINE__)
+/* The same, but these bits of RFLAGS may be anything. */
+#define FAULTS_BUT_FLAGS(c, vec, err, loose) ctx_faults(c, vec, err, loose, __FILE__, __LINE__)
+bool ctx_faults(struct ctx *c, u64 vec, u64 err, u64 loose_flags, const char *file, int line);
 /* The same for code that gets to its END. */
 #define COMPLETES(c) ctx_completes(c, __FILE__, __LINE__)
 bool ctx_completes(struct ctx *c, const char *file, int line);
