@@ -81,6 +81,7 @@ static void free_cpu(struct soft_cpu *cpu)
 {
     struct soft_private *p = cpu->priv;
     if (p) {
+        free(p->translator);
         unreserve(p->code, CODE_CACHE_SIZE);
         unreserve(p->meta, META_SIZE);
         unreserve(p, sizeof *p);

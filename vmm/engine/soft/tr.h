@@ -58,6 +58,8 @@ struct tr {
     uint16_t borrowed;   /* registers whose guest value is in saved[] */
     uint16_t held;       /* those of them that carry a group's delta */
     uint16_t busy;       /* and those that carry something else across a check */
+    uint16_t loop_lent;  /* registers lent out for the whole of a loop of one block */
+    uint8_t *loop;       /* where its back edge goes; NULL: no such loop */
     unsigned colds;
     struct cold cold[MAX_COLD];
     struct imap map[BLOCK_MAX_INSNS + 1];

@@ -217,6 +217,7 @@ struct soft_private {
     uint64_t fault_err;
     struct soft_inbox inbox;
     uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out */
+    struct tr *translator; /* working state of translate.c, made at first use */
     uint32_t pending_read; /* a read that the VMM is to answer: */
 #define PENDING_MMIO 1u
 #define PENDING_PIO 2u
