@@ -3,45 +3,6 @@
 #include "vmm/engine/soft/portio.h"
 #include "vmm/engine/soft/xlat.h"
 
-/* ---- ports ---- */
-
-static struct {
-    uint16_t port;
-    unsigned reads, writes, size;
-    uint32_t next; /* what the port gives, counting up */
-    bool answered;
-    bool refuse;
-    uint32_t written[64];
-} port;
-
-__attribute__((weak)) enum soft_result soft_port_read(struct soft_cpu *cpu, uint16_t p, unsigned size, uint32_t *v)
-{
-    if (port.refuse) return soft_raise_err(cpu, EXC_GP, 0);
-    port.port = p;
-    port.size = size;
-    if (!port.answered) {
-        port.answered = true;
-        cpu->exit->kind = VCPU_EXIT_IO;
-        cpu->exit->io.write = false;
-        return SOFT_EXIT;
-    }
-    port.answered = false;
-    port.reads++;
-    *v = port.next++;
-    return SOFT_OK;
-}
-
-__attribute__((weak)) enum soft_result soft_port_write(struct soft_cpu *cpu, uint16_t p, unsigned size, uint32_t v)
-{
-    if (port.refuse) return soft_raise_err(cpu, EXC_GP, 0);
-    port.port = p;
-    port.size = size;
-    port.written[port.writes++ % 64] = v;
-    cpu->exit->kind = VCPU_EXIT_IO;
-    cpu->exit->io.write = true;
-    return SOFT_EXIT;
-}
-
 /* ---- running ---- */
 
 static struct xinsn insn;
@@ -403,12 +364,12 @@ static void test_mmio(void **state)
     assert_int_equal(rig.cpu->gpr[R_RCX], 0);
 }
 
+/* The ports are portio.c's; the VMM behind them is played here: it answers 0x11111111 and counts up. */
 static void test_ins(void **state)
 {
     (void)state;
     plain_memory();
-    memset(&port, 0, sizeof(port));
-    port.next = 0x11111111;
+    uint32_t next = 0x11111111;
     *rig_leaf(0x11000, 12) = 0;
     decode((const uint8_t[]){0xf3, 0x6d}, 2, 8); /* rep insd, second page missing */
     rig.cpu->gpr[R_RDX] = 0x1f0;
@@ -419,30 +380,62 @@ static void test_ins(void **state)
     do {
         soft_io_begin(rig.cpu);
         r = soft_general_insn(rig.cpu, &insn.in);
-        exits += r == SOFT_EXIT;
+        if (r == SOFT_EXIT) {
+            exits++;
+            assert_int_equal(rig.exit.kind, VCPU_EXIT_IO);
+            assert_int_equal(rig.exit.io.port, 0x1f0);
+            assert_int_equal(rig.exit.io.size, 4);
+            assert_false(rig.exit.io.write);
+            memcpy(rig.exit.io.data, &next, 4);
+            next++;
+            soft_port_complete(rig.cpu, &rig.exit);
+        }
     } while ((r == SOFT_EXIT || r == SOFT_RESTART) && exits < 50);
     assert_int_equal(r, SOFT_FAULT);
     assert_int_equal(rig.cpu->exc.cr2, 0x11000);
-    assert_int_equal(exits, 2);
-    assert_int_equal(port.reads, 2); /* nothing was read that couldn't be stored */
+    assert_int_equal(exits, 2); /* nothing was read that couldn't be stored */
     assert_int_equal(rig.cpu->gpr[R_RCX], 2);
     assert_int_equal(rig.cpu->gpr[R_RDI], 0x11000);
     assert_int_equal(*(uint32_t *)rig_ram(PHYS + 0xff8), 0x11111111);
     assert_int_equal(*(uint32_t *)rig_ram(PHYS + 0xffc), 0x11111112);
-    assert_int_equal(port.port, 0x1f0);
-    rig.cpu->exc.pending = false;
-    port.refuse = true;
-    rig.cpu->gpr[R_RDI] = 0x10000;
-    assert_int_equal(soft_general_insn(rig.cpu, &insn.in), SOFT_FAULT);
-    assert_fault(EXC_GP, 0);
-    assert_int_equal(rig.cpu->gpr[R_RCX], 2);
+}
+
+/* No right to the port is #GP and moves nothing; real CPUs look at the right before RCX, so that 0 iterations fault, too. */
+static void test_port_refused(void **state)
+{
+    (void)state;
+    plain_memory();
+    static const uint8_t opcodes[] = {0x6c, 0x6d, 0x6e, 0x6f};
+    for (unsigned i = 0; i < 8; i++) {
+        decode((const uint8_t[]){0xf3, opcodes[i % 4]}, 2, 8);
+        rig.cpu->cpl = 3; /* IOPL 0, and no TSS that would permit it */
+        rig.cpu->tr.attr = SEG_ATTR_NULL;
+        rig.cpu->gpr[R_RDX] = 0x1f0;
+        rig.cpu->gpr[R_RSI] = rig.cpu->gpr[R_RDI] = 0x10000;
+        rig.cpu->gpr[R_RCX] = i / 4 * 2;
+        rig.exit.kind = VCPU_EXIT_HLT;
+        soft_io_begin(rig.cpu);
+        assert_int_equal(soft_general_insn(rig.cpu, &insn.in), SOFT_FAULT);
+        assert_fault(EXC_GP, 0);
+        rig.cpu->exc.pending = false;
+        assert_int_equal(rig.exit.kind, VCPU_EXIT_HLT);
+        assert_int_equal(rig.cpu->gpr[R_RCX], i / 4 * 2);
+        assert_int_equal(rig.cpu->gpr[R_RSI], 0x10000);
+        assert_int_equal(rig.cpu->gpr[R_RDI], 0x10000);
+        assert_int_equal(rig.cpu->rip, 0x1000);
+        rig.cpu->cpl = 0; /* with the right, 0 iterations do nothing */
+        rig.cpu->gpr[R_RCX] = 0;
+        assert_int_equal(soft_general_insn(rig.cpu, &insn.in), SOFT_OK);
+        assert_int_equal(rig.exit.kind, VCPU_EXIT_HLT);
+        assert_int_equal(rig.cpu->gpr[R_RDI], 0x10000);
+        assert_int_equal(rig.cpu->rip, 0x1002);
+    }
 }
 
 static void test_outs(void **state)
 {
     (void)state;
     plain_memory();
-    memset(&port, 0, sizeof(port));
     uint16_t *data = rig_ram(PHYS + 0x100);
     for (unsigned i = 0; i < 3; i++) data[i] = (uint16_t)(0x1000 + i);
     decode((const uint8_t[]){0xf3, 0x66, 0x6f}, 3, 8);
@@ -454,10 +447,15 @@ static void test_outs(void **state)
         assert_int_equal(soft_general_insn(rig.cpu, &insn.in), SOFT_EXIT);
         assert_int_equal(rig.cpu->gpr[R_RCX], 2 - i);
         assert_int_equal(rig.cpu->gpr[R_RSI], 0x10102 + 2 * i);
-        assert_int_equal(port.written[i], 0x1000 + i);
+        assert_int_equal(rig.exit.kind, VCPU_EXIT_IO);
+        assert_int_equal(rig.exit.io.port, 0x3f8);
+        assert_int_equal(rig.exit.io.size, 2);
+        assert_true(rig.exit.io.write);
+        uint16_t written;
+        memcpy(&written, rig.exit.io.data, 2);
+        assert_int_equal(written, 0x1000 + i);
     }
     assert_int_equal(rig.cpu->rip, 0x1003);
-    assert_int_equal(port.size, 2);
 }
 
 /* A watched destination: the hit ends the run of iterations, so that the trap comes after the right one. */
@@ -513,8 +511,8 @@ static void test_not_mine(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_random), T(test_interrupted), T(test_code),      T(test_mmio),     T(test_ins),
-        T(test_outs),   T(test_breakpoint),  T(test_alignment), T(test_not_mine),
+        T(test_random), T(test_interrupted),  T(test_code),       T(test_mmio),      T(test_ins),
+        T(test_outs),   T(test_port_refused), T(test_breakpoint), T(test_alignment), T(test_not_mine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
