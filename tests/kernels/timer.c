@@ -35,46 +35,85 @@ static u32 calibrate(void)
     return (u32)most;
 }
 
-/* Is `got` within a quarter of `want`, and not more than 30 ms late? Hosts under load are late, never early. */
-static void near(u64 got_us, u64 want_us, int line)
+static u32 per_20ms;
+
+static u64 us_since(u64 start)
 {
-    if (got_us >= want_us - want_us / 20 && got_us <= want_us + 30000) return;
+    return (fired_at - start) * 1000 / khz;
+}
+
+/* `measure` gives the microseconds until the interrupt. It must never be early. A host under load is late now and then, but a
+ * good timer isn't each of ten times. */
+static void in_time(u64 (*measure)(u64 want_us), u64 want_us, int line)
+{
+    u64 got = 0;
+    for (unsigned i = 0; i < 10; i++) {
+        got = measure(want_us);
+        if (got < want_us - want_us / 20) break;
+        if (got <= want_us + 10000) return;
+    }
     check_failed(__FILE__, line, "time until the interrupt");
-    print("    %lu us, wanted %lu\n", got_us, want_us);
+    print("    %lu us, wanted %lu\n", got, want_us);
+}
+
+static u64 one_shot(u64 us) /* from HLT */
+{
+    ticks = 0;
+    apic_write(0x320, VECTOR);
+    u64 start = rdtsc();
+    apic_write(0x380, (u32)(per_20ms * us / 20000));
+    while (!ticks) wait_interrupt();
+    u64 took = us_since(start);
+    CHECK_EQ(apic_read(0x390), 0);
+    delay_us(5000);
+    sti();
+    pause();
+    cli();
+    CHECK_EQ(ticks, 1); /* once */
+    return took;
+}
+
+static u64 ten_periods(u64 us)
+{
+    ticks = 0;
+    apic_write(0x320, 0x20000 | VECTOR);
+    u64 start = rdtsc();
+    apic_write(0x380, (u32)(per_20ms * us / 200000));
+    while (ticks < 10) wait_interrupt();
+    return us_since(start);
+}
+
+static u64 deadline(u64 us)
+{
+    ticks = 0;
+    u64 start = rdtsc();
+    wrmsr(MSR_TSC_DEADLINE, start + khz * us / 1000);
+    while (!ticks) wait_interrupt();
+    CHECK_EQ(rdmsr(MSR_TSC_DEADLINE), 0); /* disarmed */
+    return us_since(start);
+}
+
+/* Counts a sixteenth as fast with that divisor. The host may run something else between reading the two clocks. */
+static bool divides(void)
+{
+    u64 start = rdtsc();
+    apic_write(0x380, 0xffffffff);
+    delay_us(20000);
+    u64 gone = 0xffffffff - apic_read(0x390), expected = (rdtsc() - start) * 1000 / khz * per_20ms / 20000 / 16;
+    return gone > expected - expected / 10 && gone < expected + expected / 10;
 }
 
 int main(void)
 {
     apic_enable();
     on_vector(VECTOR, on_timer);
-    u32 per_20ms = calibrate();
+    per_20ms = calibrate();
     print("LAPIC timer: %lu kHz\n", (u64)per_20ms / 20);
     CHECK(per_20ms > 1000);
 
-    /* One-shot from HLT. */
-    for (unsigned i = 1; i <= 3; i++) {
-        ticks = 0;
-        apic_write(0x320, VECTOR);
-        u64 start = rdtsc();
-        apic_write(0x380, per_20ms * i / 2);
-        while (!ticks) wait_interrupt();
-        near((fired_at - start) * 1000 / khz, 10000 * i, __LINE__);
-        CHECK_EQ(apic_read(0x390), 0);
-        delay_us(5000);
-        sti();
-        pause();
-        cli();
-        CHECK_EQ(ticks, 1); /* once */
-    }
-
-    /* Periodic: ten in 50 ms. */
-    ticks = 0;
-    apic_write(0x320, 0x20000 | VECTOR);
-    u64 start = rdtsc();
-    apic_write(0x380, per_20ms / 4);
-    while (ticks < 10) wait_interrupt();
-    near((fired_at - start) * 1000 / khz, 50000, __LINE__);
-    apic_write(0x380, 0); /* stops it */
+    for (unsigned i = 1; i <= 3; i++) in_time(one_shot, 10000 * i, __LINE__);
+    in_time(ten_periods, 50000, __LINE__);
+    apic_write(0x380, 0); /* stops the periodic timer */
     sti();
     delay_us(8000);
     cli();
@@ -94,11 +133,9 @@ int main(void)
     CHECK_EQ(ticks, 0);
     /* The divider. */
     apic_write(0x3e0, 0x3); /* 16 */
-    start = rdtsc();
-    apic_write(0x380, 0xffffffff);
-    delay_us(20000);
-    u64 gone = 0xffffffff - apic_read(0x390), expected = (rdtsc() - start) * 1000 / khz * per_20ms / 20000 / 16;
-    CHECK(gone > expected / 2 && gone < expected + expected / 10);
+    bool good = false;
+    for (unsigned i = 0; i < 10 && !good; i++) good = divides();
+    CHECK(good);
     apic_write(0x380, 0);
 
     if (!HAS_TSC_DEADLINE) {
@@ -106,15 +143,10 @@ int main(void)
         return done();
     }
     apic_write(0x320, 0x40000 | VECTOR);
-    for (unsigned i = 1; i <= 3; i++) {
-        ticks = 0;
-        start = rdtsc();
-        wrmsr(MSR_TSC_DEADLINE, start + khz * 10 * i);
-        CHECK_EQ(rdmsr(MSR_TSC_DEADLINE), start + khz * 10 * i);
-        while (!ticks) wait_interrupt();
-        near((fired_at - start) * 1000 / khz, 10000 * i, __LINE__);
-        CHECK_EQ(rdmsr(MSR_TSC_DEADLINE), 0); /* disarmed */
-    }
+    u64 far = rdtsc() + khz * 5000;
+    wrmsr(MSR_TSC_DEADLINE, far);
+    CHECK_EQ(rdmsr(MSR_TSC_DEADLINE), far);
+    for (unsigned i = 1; i <= 3; i++) in_time(deadline, 10000 * i, __LINE__);
     ticks = 0; /* a deadline in the past fires at once */
     wrmsr(MSR_TSC_DEADLINE, rdtsc() - 1);
     sti();
@@ -122,10 +154,10 @@ int main(void)
     cli();
     CHECK_EQ(ticks, 1);
     ticks = 0; /* writing 0 disarms */
-    wrmsr(MSR_TSC_DEADLINE, rdtsc() + khz * 5);
+    wrmsr(MSR_TSC_DEADLINE, rdtsc() + khz * 50);
     wrmsr(MSR_TSC_DEADLINE, 0);
     sti();
-    delay_us(10000);
+    delay_us(70000);
     cli();
     CHECK_EQ(ticks, 0);
     apic_write(0x380, 1000); /* the count has no meaning in this mode */

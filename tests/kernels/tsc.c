@@ -26,19 +26,6 @@ static void race(void *arg)
     }
 }
 
-/* The least of several measurements: what else the host runs in between only makes it look faster. */
-static u64 khz_now(void)
-{
-    u64 least = -1ul;
-    for (unsigned i = 0; i < 5; i++) {
-        u64 start = rdtsc();
-        delay_us(10000);
-        u64 got = (rdtsc() - start) / 10;
-        if (got < least) least = got;
-    }
-    return least;
-}
-
 int main(void)
 {
     u64 last = rdtsc();
@@ -50,7 +37,7 @@ int main(void)
     CHECK(rdmsr(MSR_TSC) >= last);
 
     /* The same speed at two times. */
-    u64 a = khz_now(), b = khz_now();
+    u64 a = tsc_khz_now(), b = tsc_khz_now();
     CHECK((a > b ? a - b : b - a) < a / 5);
     print("TSC: %lu kHz\n", b);
     struct cpuid leaf = cpuid(0x15, 0);

@@ -81,15 +81,35 @@ void delay_us(u64 us)
     }
 }
 
+/* Goes by how far the PIT really came, not by how far it was asked to: on a busy host it's more. What is left is when the
+ * host runs something else for a whole turn of the counter or between the readings of both clocks: that looks too fast. */
+static u64 tsc_measure(void)
+{
+    u64 ticks = 0;
+    pit_start();
+    u16 last = pit_count();
+    u64 start = rdtsc();
+    while (ticks < 1193182 / 50) {
+        u16 now = pit_count();
+        ticks += (u16)(last - now);
+        last = now;
+    }
+    return (rdtsc() - start) * 1193182 / (ticks * 1000);
+}
+
+u64 tsc_khz_now(void)
+{
+    u64 least = tsc_measure();
+    for (unsigned i = 1; i < 5; i++) {
+        u64 got = tsc_measure();
+        if (got < least) least = got;
+    }
+    return least;
+}
+
 u64 tsc_khz(void)
 {
     static u64 khz;
-    /* A host that runs something else in between makes it look too fast: the least of three. */
-    for (unsigned i = 0; i < 3 && (i || !khz); i++) {
-        u64 t = rdtsc();
-        delay_us(20000);
-        u64 got = (rdtsc() - t) / 20;
-        if (!khz || got < khz) khz = got;
-    }
+    if (!khz) khz = tsc_khz_now();
     return khz;
 }

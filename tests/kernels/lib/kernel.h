@@ -197,6 +197,7 @@ void apic_eoi(void);
 bool x2apic_enable(void);
 void delay_us(u64 us); /* by the PIT, so that it does not trust what is under test */
 u64 tsc_khz(void);     /* measured against the PIT, once */
+u64 tsc_khz_now(void); /* measured again */
 void pic_mask_all(void);
 unsigned cpus(void); /* from cpus=N on the command line; 1 without */
 const char *command_line(void);
