@@ -267,14 +267,36 @@ enum soft_result soft_exec_insn(struct soft_cpu *cpu, const struct xinsn *x)
     return r;
 }
 
-static bool same_bytes(const struct step_entry *e, const uint8_t *bytes, unsigned avail)
+static bool same_bytes(const struct step_entry *e, const uint8_t *bytes)
 {
-    if (e->x.in.len > avail)
-        return false;
     for (unsigned i = 0; i < e->x.in.len; i++)
         if (e->x.in.bytes[i] != bytes[i])
             return false;
     return true;
+}
+
+/* The entry is for this place, and memory still says the same there. False when that takes a closer look. */
+static bool still_there(struct soft_cpu *cpu, const struct step_entry *e, unsigned size)
+{
+    struct code_page c;
+    uint64_t last = cpu->rip + e->x.in.len - 1, linear = cpu->rip;
+    if (!e->valid || e->rip != cpu->rip || e->x.in.code_size != size || e->generation != cpu->priv->generation)
+        return false;
+    if (size != 8) {
+        if (last > cpu->seg[SEG_CS].limit)
+            return false;
+        linear = (uint32_t)(linear + cpu->seg[SEG_CS].base);
+    }
+    if (!soft_canonical(linear) || soft_crosses_page(linear, e->x.in.len) || soft_code_page(cpu, linear, &c) != SOFT_OK || !c.host) {
+        cpu->exc.pending = false;
+        return false;
+    }
+    return same_bytes(e, c.host + (linear & ~PAGE_MASK));
+}
+
+static struct step_entry *entry_for(struct soft_private *p, uint64_t rip)
+{
+    return &p->step[(rip ^ rip >> 12) % STEP_CACHE_SIZE];
 }
 
 static bool is_native(const struct xinsn *x)
@@ -287,15 +309,16 @@ static enum soft_result fetch_decoded(struct soft_cpu *cpu, struct step_entry **
 {
     struct soft_private *p = cpu->priv;
     uint8_t bytes[15];
-    unsigned avail;
+    unsigned avail, size = soft_code64(cpu) ? 8 : cpu->seg[SEG_CS].attr & SEG_ATTR_DB ? 4 : 2;
+    struct step_entry *e = entry_for(p, cpu->rip);
+    *out = e;
+    if (still_there(cpu, e, size))
+        return SOFT_OK;
     enum soft_result r = soft_fetch(cpu, bytes, &avail);
     if (r != SOFT_OK)
         return r;
-    unsigned size = soft_code64(cpu) ? 8 : cpu->seg[SEG_CS].attr & SEG_ATTR_DB ? 4 : 2;
-    struct step_entry *e = &p->step[(cpu->rip ^ cpu->rip >> 8) % STEP_CACHE_SIZE];
-    *out = e;
     if (e->valid && e->rip == cpu->rip && e->x.in.code_size == size && e->generation == p->generation &&
-        same_bytes(e, bytes, avail))
+        e->x.in.len <= avail && same_bytes(e, bytes))
         return SOFT_OK;
     soft_fpu_park(cpu);
     e->valid = false;

@@ -11,7 +11,7 @@
 #define BLOCK_HASH_BITS 16
 #define ITLB_SIZE 256
 #define JUMP_HASH_SIZE 65536 /* index: low 16 bits of the target, taken with MOVZX because that keeps the flags */
-#define STEP_CACHE_SIZE 256
+#define STEP_CACHE_SIZE 4096
 
 /* What the translator does with an instruction. */
 enum xkind {
