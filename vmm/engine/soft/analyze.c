@@ -80,11 +80,43 @@ bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, i
     return true;
 }
 
-static struct group *open_group(struct tr *t, uint8_t base)
+/* What an access goes through, for those that can share a check. */
+struct path {
+    uint8_t base, index, scale;
+    int32_t disp;
+    uint16_t size;
+    bool write;
+};
+
+static bool groupable(const struct tr *t, const struct xinsn *x, struct path *a)
 {
-    for (unsigned k = t->groups; k-- > 0;)
-        if (t->g[k].open && t->g[k].base == base) return &t->g[k];
+    a->index = INSN_NOREG;
+    a->scale = 1;
+    if (tr_plain_access(t, x, &a->base, &a->disp, &a->size, &a->write)) return true;
+    const struct insn_mem *m = &x->in.mem;
+    if (x->kind != XK_MEM || x->bit_string || x->in.addr_size != 8 || m->base >= 16 || m->index >= 16) return false;
+    if (m->seg == SEG_FS || m->seg == SEG_GS || m->disp < -0x40000000 || m->disp > 0x40000000) return false;
+    *a = (struct path){m->base, m->index, m->scale, (int32_t)m->disp, x->mem_size ? x->mem_size : 1, x->mem_write};
+    return true;
+}
+
+static struct group *open_group(struct tr *t, const struct path *a)
+{
+    for (unsigned k = t->groups; k-- > 0;) {
+        struct group *g = &t->g[k];
+        if (g->open && g->base == a->base && g->index == a->index && g->scale == a->scale) return g;
+    }
     return NULL;
+}
+
+/* Effect of x on a group's address: as tr_base_effect(), for base and index together. */
+static int group_effect(const struct xinsn *x, const struct group *g, int32_t *by)
+{
+    int32_t index_by = 0;
+    int e = tr_base_effect(x, g->base, by);
+    int i = g->index == INSN_NOREG ? 0 : tr_base_effect(x, g->index, &index_by);
+    *by += index_by * g->scale;
+    return e == 2 || i == 2 ? 2 : e | i;
 }
 
 /* May the access join: the merged range stays small, and no write that a side exit could skip makes the check a write check. */
@@ -92,7 +124,7 @@ static bool joins(const struct group *g, int32_t lo, int32_t hi, bool write, boo
 {
     int32_t l = lo < g->lo ? lo : g->lo, h = hi > g->hi ? hi : g->hi;
     if (h - l > 1024) return false;
-    if (write && !g->write && (side_exit_since || g->base != R_RSP)) return false;
+    if (write && !g->write && side_exit_since) return false;
     return true;
 }
 
@@ -105,13 +137,14 @@ static void hoist(struct tr *t, struct group *g)
             g->anchor = (uint8_t)a;
             g->lo += moved;
             g->hi += moved;
+            g->hoisted = moved;
             return;
         }
         if (a == 0) return;
         int32_t by;
         const struct xinsn *x = &t->x[a - 1];
         if (x->kind == XK_JCC && g->write) return;
-        if (tr_base_effect(x, g->base, &by) == 2) return;
+        if (group_effect(x, g, &by) == 2) return;
         moved += by; /* the base before x is smaller by `by`: the access lies at lo + by relative to it */
     }
 }
@@ -121,40 +154,39 @@ static void build_groups(struct tr *t)
     bool side_exit[MAX_GROUPS] = {false};
     for (unsigned i = 0; i < t->n; i++) {
         const struct xinsn *x = &t->x[i];
-        uint8_t base;
-        int32_t disp;
-        uint16_t size;
-        bool write;
+        struct path a;
         t->acc[i].group = NO_GROUP;
-        if (tr_plain_access(t, x, &base, &disp, &size, &write)) {
-            struct group *g = t->mode & MODE_NO_MERGE ? NULL : open_group(t, base);
-            int32_t lo = g ? disp + g->moved : disp, hi = lo + size;
-            if (g && !joins(g, lo, hi, write, side_exit[g - t->g])) {
+        if (groupable(t, x, &a)) {
+            struct group *g = t->mode & MODE_NO_MERGE ? NULL : open_group(t, &a);
+            int32_t lo = g ? a.disp + g->moved : a.disp, hi = lo + a.size;
+            if (g && !joins(g, lo, hi, a.write, side_exit[g - t->g])) {
                 g->open = false;
                 g = NULL;
             }
             if (!g && t->groups < MAX_GROUPS) {
+                side_exit[t->groups] = false;
                 g = &t->g[t->groups++];
-                *g = (struct group){.base = base, .anchor = (uint8_t)i, .first = (uint8_t)i, .reg = NO_REG, .open = true,
-                                    .lo = disp, .hi = disp + size, .write = write};
-                lo = disp;
-                hi = disp + size;
+                lo = a.disp;
+                hi = a.disp + a.size;
+                *g = (struct group){.base = a.base, .index = a.index, .scale = a.scale, .anchor = (uint8_t)i, .first = (uint8_t)i,
+                                    .reg = NO_REG, .open = true, .lo = lo, .hi = hi, .write = a.write};
             }
             if (g) {
                 if (lo < g->lo) g->lo = lo;
                 if (hi > g->hi) g->hi = hi;
-                g->write |= write;
+                g->write |= a.write;
                 g->no_rex |= x->no_rex;
                 g->last = (uint8_t)i;
                 g->count++;
                 t->acc[i].group = (uint8_t)(g - t->g);
+                t->acc[i].rel = lo;
             }
         }
         for (unsigned k = 0; k < t->groups; k++) {
             struct group *g = &t->g[k];
             int32_t by;
             if (!g->open) continue;
-            int eff = tr_base_effect(x, g->base, &by);
+            int eff = group_effect(x, g, &by);
             if (eff == 2) g->open = false;
             g->moved += by;
             if (g->moved > 2048 || g->moved < -2048) g->open = false;

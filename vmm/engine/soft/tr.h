@@ -10,23 +10,25 @@
 #define NO_GROUP 0xff
 #define NO_REG 0xff
 
-/* Memory accesses through one base register, checked together: one check of [base+lo, base+hi) at `anchor`
- * serves them all. While it is live, `reg` holds HVA - GVA of the page. */
+/* Memory accesses through the same registers, checked together: one check of [base+lo, base+hi) at `anchor` serves them all. While it is
+ * live, `reg` holds HVA - GVA of the page; for accesses with an index register, the host address of the range. */
 struct group {
-    uint8_t base;
+    uint8_t base, index, scale;  /* index: INSN_NOREG for plain ones */
     uint8_t anchor, first, last; /* instruction indexes; the check stands before `anchor` */
     uint8_t count;
     uint8_t reg;                 /* scratch register while live, NO_REG before and when dissolved */
     bool write, no_rex, open, dissolved;
     int32_t lo, hi;              /* relative to the base register's value at `anchor` */
-    int32_t moved;               /* how far the base register has moved since `anchor` (analysis only) */
+    int32_t moved;               /* how far the base has moved since `first` (analysis only) */
+    int32_t hoisted;             /* how much of lo and hi is due to the check standing before `first` */
 };
 
 struct access {
     uint8_t group;   /* NO_GROUP: checked on its own */
+    int32_t rel;     /* offset in the group's frame at its first access */
 };
 
-enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_LOOKUP };
+enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_LOOKUP, COLD_SPECIAL };
 struct cold {
     uint8_t kind;
     uint8_t *jump;      /* rel32 to patch to the cold code */
@@ -57,7 +59,6 @@ struct tr {
     struct group g[MAX_GROUPS];
     uint16_t borrowed;   /* registers whose guest value is in saved[] */
     uint16_t held;       /* those of them that carry a group's delta */
-    uint16_t busy;       /* and those that carry something else across a check */
     uint16_t loop_lent;  /* registers lent out for the whole of a loop of one block */
     uint8_t *loop;       /* where its back edge goes; NULL: no such loop */
     unsigned colds;

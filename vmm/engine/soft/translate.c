@@ -58,18 +58,11 @@ static void emit_side_exit(struct tr *t, unsigned cc, uint64_t target)
     c->meta = tr_new_link(t, target);
 }
 
-/* Jump through the jump cache to the guest address in register `target` (lent). All flag-free. `rsp_back` undoes what the instruction did
- * to RSP. */
-static void emit_indirect(struct tr *t, unsigned target, int32_t rsp_back)
+/* Looks up the guest address in register `target` (lent) in the jump cache: the host address goes to tmp[0]; a miss goes to *miss, cold
+ * code that the caller describes. All flag-free. */
+static struct cold *emit_lookup(struct tr *t, unsigned target, enum cold_kind kind)
 {
     struct emitter *e = &t->e;
-    uint32_t info = soft_meta_alloc(t->p, sizeof(struct branch));
-    if (!info) {
-        t->failed = true;
-        return;
-    }
-    *(struct branch *)meta_ptr(t->p, info) = (struct branch){t->x[t->n - 1].in.rip, rsp_back};
-    t->held = 0;
     uint16_t keep = (uint16_t)(1u << target | 1u << R_RCX);
     if (!(t->borrowed & (1u << R_RCX))) {
         emit_store_gs(e, GS_SAVED(R_RCX), R_RCX);
@@ -89,12 +82,35 @@ static void emit_indirect(struct tr *t, unsigned target, int32_t rsp_back)
     emit_lea(e, R_RCX, sum);
     emit_store_gs(e, GS_TMP(0), r2);
     e8(e, 0xe3); e8(e, 5);                                                   /* jrcxz over the jump */
-    uint8_t *miss = emit_jmp(e, NULL);
-    struct cold *c = new_cold(t, COLD_LOOKUP, miss);
+    struct cold *c = new_cold(t, kind, emit_jmp(e, NULL));
     c->scratch = (uint8_t)target;
-    c->meta = info;
+    return c;
+}
+
+/* Jump through the jump cache to the guest address in register `target` (lent). `rsp_back` undoes what the instruction did to RSP. */
+static void emit_indirect(struct tr *t, unsigned target, int32_t rsp_back)
+{
+    uint32_t info = soft_meta_alloc(t->p, sizeof(struct branch));
+    t->held = 0;
+    if (!info) {
+        t->failed = true;
+        return;
+    }
+    *(struct branch *)meta_ptr(t->p, info) = (struct branch){t->x[t->n - 1].in.rip, rsp_back};
+    emit_lookup(t, target, COLD_LOOKUP)->meta = info;
     tr_restore(t, 0xffff);
-    emit_gs(e, 0, 0xff, 4, GS_TMP(0));
+    emit_gs(&t->e, 0, 0xff, 4, GS_TMP(0));
+}
+
+/* A copy of the instruction for C; 0 when there is no room. */
+static uint32_t keep_insn(struct tr *t, unsigned i)
+{
+    uint32_t off = soft_meta_alloc(t->p, sizeof(struct xinsn));
+    if (off)
+        *(struct xinsn *)meta_ptr(t->p, off) = t->x[i];
+    else
+        t->failed = true;
+    return off;
 }
 
 static struct host_mem access_now(struct tr *t, unsigned i, uint16_t forbidden)
@@ -184,37 +200,32 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
     unsigned target;
     if (x->in.has_mem) {
         struct host_mem m = access_now(t, i, 1u << R_RCX);
-        target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | (call ? 1u << R_RAX : 0) | (m.index < 16 ? 1u << m.index : 0) | (m.base < 16 ? 1u << m.base : 0)), false);
+        target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | (m.index < 16 ? 1u << m.index : 0) | (m.base < 16 ? 1u << m.base : 0)), false);
         emit_rm(&t->e, 0x8b, target, m);
     } else {
-        target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | (call ? 1u << R_RAX : 0)), false);
+        target = tr_borrow(t, i, 1u << R_RCX, false);
         emit_mov_rr(&t->e, target, x->in.op[0].reg);
     }
-    if (call) {
-        /* the push is checked on its own: [rsp-8] */
-        struct xinsn *push = &t->x[i];
-        struct xinsn keep = *push;
-        uint8_t group = t->acc[i].group;
-        push->kind = XK_CALL;
-        t->acc[i].group = NO_GROUP;
-        t->busy = (uint16_t)(1u << target);
-        emit_push_constant(t, i, keep.in.rip + keep.in.len, (uint16_t)(1u << R_RCX | 1u << target));
-        push->kind = keep.kind;
-        t->acc[i].group = group;
-        t->busy = 0;
+    if (!call) {
+        emit_indirect(t, target, 0);
+        return;
     }
-    emit_indirect(t, target, call ? 8 : 0);
+    /* The target is looked up before anything is pushed: an unknown one may be no address, and then nothing must have been (C does all). */
+    emit_lookup(t, target, COLD_SPECIAL)->meta = keep_insn(t, i);
+    struct xinsn keep = t->x[i];
+    t->x[i].kind = XK_CALL; /* for the push, which is checked on its own: [rsp-8] */
+    t->acc[i].group = NO_GROUP;
+    emit_push_constant(t, i, keep.in.rip + keep.in.len, 0);
+    t->x[i] = keep;
+    t->held = 0;
+    tr_restore(t, 0xffff);
+    emit_gs(&t->e, 0, 0xff, 4, GS_TMP(0));
 }
 
 static void emit_special(struct tr *t, unsigned i)
 {
     tr_restore(t, 0xffff);
-    uint32_t off = soft_meta_alloc(t->p, sizeof(struct xinsn));
-    if (!off) {
-        t->failed = true;
-        return;
-    }
-    *(struct xinsn *)meta_ptr(t->p, off) = t->x[i];
+    uint32_t off = keep_insn(t, i);
     emit_store_gs32_imm(&t->e, GS(exit_info), off);
     emit_jmp(&t->e, t->p->code + t->p->stub_exit[HX_SPECIAL]);
 }
@@ -443,6 +454,11 @@ static void emit_cold(struct tr *t, const struct cold *c)
         emit_store_gs_imm(e, GS(rip), c->rip);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_REQUEST]);
         break;
+    case COLD_SPECIAL:
+        restore_from(t, c->borrowed);
+        emit_store_gs32_imm(e, GS(exit_info), c->meta);
+        emit_jmp(e, t->p->code + t->p->stub_exit[HX_SPECIAL]);
+        break;
     case COLD_LOOKUP:
         emit_store_gs(e, GS(rip), c->scratch);
         emit_store_gs32_imm(e, GS(exit_info), c->meta);
@@ -626,7 +642,7 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
     t->mode = mode;
     t->idx = mode & MODE_IDX_MASK;
     t->failed = false;
-    t->borrowed = t->held = t->busy = 0;
+    t->borrowed = t->held = 0;
     t->colds = t->maps = 0;
     if (next ? !gather_across(t, rip, page->host, next->host) : !gather(t, rip, page->host)) return NULL;
     tr_analyze(t);

@@ -175,7 +175,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
     };
     struct cold *cold = &t->cold[t->colds++];
     *cold = (struct cold){.kind = COLD_SITE, .jump = ja, .meta = site_off, .scratch = (uint8_t)c->s, .idx = t->idx, .write = c->write,
-                          .resume = resume, .held = t->held | t->busy, .size = c->size, .flags = flags, .rax_lent = rax_lent,
+                          .resume = resume, .held = t->held, .size = c->size, .flags = flags, .rax_lent = rax_lent,
                           .borrowed = t->borrowed};
     if (!c->merged) return;
     /* A range across a page border (a stack frame in a loop, say) fails always: without going through C, on to the other variant. */
@@ -189,13 +189,18 @@ static uint16_t rax_if_flags(const struct tr *t, unsigned i)
     return t->fl_live[i] ? 1u << R_RAX : 0;
 }
 
+static uint16_t group_regs(const struct group *g)
+{
+    return (uint16_t)(1u << g->base | (g->index < 16 ? 1u << g->index : 0));
+}
+
 /* A register that no instruction in [anchor, last] touches. RAX is kept for the flags. */
 static unsigned group_register(struct tr *t, const struct group *g)
 {
-    uint16_t used = (uint16_t)(1u << R_RSP | 1u << R_RAX | 1u << g->base | t->held);
+    uint16_t used = (uint16_t)(1u << R_RSP | 1u << R_RAX | group_regs(g) | t->held);
     for (unsigned k = g->anchor; k <= g->last; k++) used |= t->x[k].reg_read | t->x[k].reg_write;
     for (unsigned k = 0; k < t->groups; k++) /* nor may another group's check, hoisted into that range, need it as its base */
-        if (t->g[k].anchor >= g->anchor && t->g[k].anchor <= g->last) used |= (uint16_t)(1u << t->g[k].base);
+        if (t->g[k].anchor >= g->anchor && t->g[k].anchor <= g->last) used |= group_regs(&t->g[k]);
     uint16_t allowed = (uint16_t)~used;
     if (g->no_rex) allowed &= 0xff;
     uint16_t ready = allowed & t->borrowed;
@@ -208,8 +213,8 @@ static unsigned group_register(struct tr *t, const struct group *g)
 static void check_group(struct tr *t, unsigned i, struct group *g, unsigned s, bool merged)
 {
     if (s == R_RSP) return;
-    struct check c = {.s = s, .ea = {g->base, INSN_NOREG, 1, g->lo}, .seg = -1, .size = (uint16_t)(g->hi - g->lo),
-                      .write = g->write, .merged = merged};
+    struct check c = {.s = s, .ea = {g->base, g->index, g->scale, g->lo}, .seg = -1, .size = (uint16_t)(g->hi - g->lo),
+                      .write = g->write, .merged = merged, .hostpage = g->index != INSN_NOREG};
     emit_check(t, i, &c);
 }
 
@@ -224,7 +229,7 @@ void tr_begin_groups(struct tr *t, unsigned i)
             g->dissolved = true;
             continue;
         }
-        tr_restore(t, (uint16_t)(1u << g->base));
+        tr_restore(t, group_regs(g));
         lend(t, r);
         check_group(t, i, g, r, true);
         g->reg = (uint8_t)r;
@@ -263,13 +268,17 @@ void tr_access(struct tr *t, unsigned i, uint16_t forbidden, struct host_mem *m)
     bool write;
     bool plain = tr_plain_access(t, x, &base, &disp, &size, &write);
     struct group *g = t->acc[i].group == NO_GROUP ? NULL : &t->g[t->acc[i].group];
+    if (g && g->reg != NO_REG && g->index != INSN_NOREG) {
+        *m = (struct host_mem){g->reg, INSN_NOREG, 1, t->acc[i].rel - (g->lo - g->hoisted)};
+        return;
+    }
     if (plain && g && g->reg != NO_REG) {
         *m = (struct host_mem){base, g->reg, 1, disp};
         return;
     }
     if (plain) {
         unsigned s = tr_borrow(t, i, (uint16_t)(forbidden | 1u << base | rax_if_flags(t, i)), x->no_rex);
-        struct group single = {.base = base, .lo = disp, .hi = disp + size, .write = write};
+        struct group single = {.base = base, .index = INSN_NOREG, .scale = 1, .lo = disp, .hi = disp + size, .write = write};
         check_group(t, i, &single, s, false);
         *m = (struct host_mem){base, (uint8_t)s, 1, disp};
         return;
