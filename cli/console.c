@@ -28,7 +28,7 @@ static const char help_text[] = "\n"
 struct console {
     int in, out, signals;
     bool in_tty, out_tty;
-    bool raw;      /* the terminal's mode was changed: `saved` is to be restored */
+    bool raw; /* the terminal's mode was changed: `saved` is to be restored */
     struct termios saved;
     bool watched;  /* `in` is in the event loop */
     bool pollable; /* false: a regular file, read whenever the guest has room */
@@ -46,10 +46,8 @@ struct console {
 static int make_raw(struct console *c, struct nerr *e)
 {
     struct termios t;
-    if (!c->in_tty)
-        return 0;
-    if (tcgetattr(c->in, &c->saved))
-        return nerr_set(e, -errno, "terminal: cannot read its mode: %s", strerror(errno));
+    if (!c->in_tty) return 0;
+    if (tcgetattr(c->in, &c->saved)) return nerr_set(e, -errno, "terminal: cannot read its mode: %s", strerror(errno));
     t = c->saved;
     cfmakeraw(&t);
     t.c_oflag |= OPOST; /* our own messages end in a bare line feed; a guest's CR LF comes out the same */
@@ -63,8 +61,7 @@ int console_open(const struct console_config *cfg, struct console **out, struct 
 {
     struct console *c = calloc(1, sizeof(*c));
     *out = NULL;
-    if (!c)
-        return nerr_set(e, -ENOMEM, "console: out of memory");
+    if (!c) return nerr_set(e, -ENOMEM, "console: out of memory");
     c->in = cfg->in;
     c->out = cfg->out;
     c->signals = -1;
@@ -78,18 +75,13 @@ int console_open(const struct console_config *cfg, struct console **out, struct 
 
 void console_close(struct console *c)
 {
-    if (!c)
-        return;
+    if (!c) return;
     if (c->loop) {
-        if (c->watched)
-            event_fd_remove(c->loop, c->in);
-        if (c->signals >= 0)
-            event_fd_remove(c->loop, c->signals);
+        if (c->watched) event_fd_remove(c->loop, c->in);
+        if (c->signals >= 0) event_fd_remove(c->loop, c->signals);
     }
-    if (c->raw)
-        tcsetattr(c->in, TCSADRAIN, &c->saved);
-    if (c->signals >= 0)
-        close(c->signals);
+    if (c->raw) tcsetattr(c->in, TCSADRAIN, &c->saved);
+    if (c->signals >= 0) close(c->signals);
     free(c);
 }
 
@@ -113,8 +105,7 @@ size_t console_output(void *ctx, const uint8_t *data, size_t len)
             c->out = -1; /* nobody reads any more: the guest must not notice */
             return len;
         }
-        if (!ready)
-            break;
+        if (!ready) break;
         ssize_t n = write(c->out, data + done, len - done < chunk ? len - done : chunk);
         if (n > 0)
             done += (size_t)n;
@@ -138,8 +129,7 @@ static void on_input(void *ctx, uint32_t events);
 static void watch_input(struct console *c, bool on)
 {
     struct nerr e;
-    if (on == c->watched || !c->pollable)
-        return;
+    if (on == c->watched || !c->pollable) return;
     if (!on) {
         event_fd_remove(c->loop, c->in);
         c->watched = false;
@@ -147,8 +137,7 @@ static void watch_input(struct console *c, bool on)
     }
     int r = event_fd_add(c->loop, c->in, EPOLLIN, on_input, c, &e);
     c->watched = r == 0;
-    if (r)
-        c->pollable = false; /* a regular file or /dev/null: always readable */
+    if (r) c->pollable = false; /* a regular file or /dev/null: always readable */
 }
 
 static void queue(struct console *c, const uint8_t *data, size_t n)
@@ -172,8 +161,7 @@ static bool read_some(struct console *c)
 {
     uint8_t buf[1024];
     ssize_t n = read(c->in, buf, sizeof(buf));
-    if (n < 0 && (errno == EINTR || errno == EAGAIN))
-        return false;
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) return false;
     if (n <= 0) {
         c->eof = true; /* the machine goes on without */
         watch_input(c, false);
@@ -198,8 +186,7 @@ static bool deliver(struct console *c)
     while (c->start < c->end) {
         size_t n = machine_serial_input(c->machine, c->pending + c->start, c->end - c->start);
         c->start += n;
-        if (n == 0)
-            break;
+        if (n == 0) break;
     }
     if (c->start == c->end) {
         c->start = c->end = 0;
@@ -218,21 +205,17 @@ static void pump(void *ctx)
     struct console *c = ctx;
     atomic_store(&c->room_posted, false);
     bool empty = deliver(c);
-    while (empty && !c->pollable && !c->eof && read_some(c))
-        empty = deliver(c);
+    while (empty && !c->pollable && !c->eof && read_some(c)) empty = deliver(c);
     /* A pipe waits while the guest takes nothing. A terminal is always read, or Ctrl-A x would not be seen. */
-    if (!c->eof)
-        watch_input(c, empty || c->in_tty);
-    if (!c->eof && !c->pollable && empty)
-        pump(c); /* the descriptor turned out to be a file just now */
+    if (!c->eof) watch_input(c, empty || c->in_tty);
+    if (!c->eof && !c->pollable && empty) pump(c); /* the descriptor turned out to be a file just now */
 }
 
 static void on_input(void *ctx, uint32_t events)
 {
     (void)events;
     struct console *c = ctx;
-    if (!c->eof)
-        read_some(c);
+    if (!c->eof) read_some(c);
     pump(c);
 }
 
@@ -250,8 +233,7 @@ static void on_signal(void *ctx, uint32_t events)
     (void)events;
     struct console *c = ctx;
     struct signalfd_siginfo s;
-    if (read(c->signals, &s, sizeof(s)) == sizeof(s))
-        machine_stop(c->machine, 128 + (int)s.ssi_signo);
+    if (read(c->signals, &s, sizeof(s)) == sizeof(s)) machine_stop(c->machine, 128 + (int)s.ssi_signo);
 }
 
 int console_attach(struct console *c, struct machine *m, struct nerr *e)
@@ -265,12 +247,9 @@ int console_attach(struct console *c, struct machine *m, struct nerr *e)
     c->machine = m;
     c->loop = machine_loop(m);
     c->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (c->signals < 0)
-        return nerr_set(e, -errno, "console: signalfd: %s", strerror(errno));
+    if (c->signals < 0) return nerr_set(e, -errno, "console: signalfd: %s", strerror(errno));
     int r = event_fd_add(c->loop, c->signals, EPOLLIN, on_signal, c, e);
-    if (!r)
-        r = make_raw(c, e);
-    if (!r)
-        pump(c);
+    if (!r) r = make_raw(c, e);
+    if (!r) pump(c);
     return r;
 }

@@ -8,16 +8,21 @@ enum console_command console_escape_key(struct console_escape *s, uint8_t key, u
     *n = 0;
     if (!s->armed) {
         s->armed = key == CTRL_A;
-        if (!s->armed)
-            out[(*n)++] = key;
+        if (!s->armed) out[(*n)++] = key;
         return CONSOLE_NONE;
     }
     s->armed = false;
     switch (key) {
-    case 'x': case 'X': return CONSOLE_QUIT;
-    case 'h': case 'H': case '?': return CONSOLE_HELP;
-    case 'p': case 'P': return CONSOLE_POWER;
-    case 'a': case 'A': case CTRL_A: out[(*n)++] = CTRL_A; return CONSOLE_NONE;
+    case 'x':
+    case 'X': return CONSOLE_QUIT;
+    case 'h':
+    case 'H':
+    case '?': return CONSOLE_HELP;
+    case 'p':
+    case 'P': return CONSOLE_POWER;
+    case 'a':
+    case 'A':
+    case CTRL_A: out[(*n)++] = CTRL_A; return CONSOLE_NONE;
     default: /* not ours: the guest gets both keys, so that nothing typed is lost */
         out[(*n)++] = CTRL_A;
         out[(*n)++] = key;

@@ -36,8 +36,7 @@ static void help(FILE *out)
 static const struct cli_verb *find(const char *name)
 {
     for (unsigned i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
-        if (strcmp(verbs[i]->name, name) == 0)
-            return verbs[i];
+        if (strcmp(verbs[i]->name, name) == 0) return verbs[i];
     return NULL;
 }
 
@@ -52,26 +51,22 @@ static int unknown(const char *name)
 static bool open_standard_files(void)
 {
     for (int fd = 0; fd <= 2; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_WRONLY : O_RDONLY) != fd)
-            return false;
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_WRONLY : O_RDONLY) != fd) return false;
     return true;
 }
 
 int main(int argc, char **argv)
 {
-    if (!open_standard_files())
-        return 1;
+    if (!open_standard_files()) return 1;
     if (argc < 2) {
         help(stderr);
         return CLI_USAGE_STATUS;
     }
     const char *word = argv[1];
-    if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0)
-        word = "version";
+    if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) word = "version";
     if (strcmp(word, "help") == 0 || strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
         const struct cli_verb *about = argc > 2 ? find(argv[2]) : NULL;
-        if (argc > 2 && !about)
-            return unknown(argv[2]);
+        if (argc > 2 && !about) return unknown(argv[2]);
         (about ? about->help : help)(stdout);
         return 0;
     }

@@ -63,8 +63,7 @@ static void run_help(FILE *out)
 static int set_stats(struct run_options *o, const char *arg, struct nerr *e)
 {
     o->stats = true;
-    if (!arg)
-        return 0;
+    if (!arg) return 0;
     if (strncmp(arg, "json:", 5) != 0 || !arg[5])
         return nerr_set(e, -EINVAL, "--stats: '%s' is unknown; give --stats or --stats=json:FILE", arg);
     o->stats_json = arg + 5;
@@ -95,15 +94,13 @@ static int set_option(struct run_options *o, int opt, char **argv, struct nerr *
     case 'm': r = cli_parse_size("--memory", optarg, &o->machine.memory, e); break;
     case 'c':
         r = cli_parse_number("--cpus", optarg, 1, MACHINE_MAX_CPUS, &n, e);
-        if (!r)
-            o->machine.cpus = (unsigned)n;
+        if (!r) o->machine.cpus = (unsigned)n;
         break;
     case OPT_ENGINE: o->engine = optarg; break;
     case OPT_NO_REBOOT: o->machine.no_reboot = true; break;
     case OPT_DEBUG_EXIT:
         r = cli_parse_number("--debug-exit", optarg, 1, 0xffff, &n, e);
-        if (!r)
-            o->machine.debug_exit_port = (int)n;
+        if (!r) o->machine.debug_exit_port = (int)n;
         break;
     case OPT_STATS: r = set_stats(o, optarg, e); break;
     case OPT_NAME: o->machine.name = optarg; break;
@@ -117,18 +114,17 @@ static int parse(struct run_options *o, int argc, char **argv, struct nerr *e)
 {
     int opt;
     *o = (struct run_options){
-        .machine = {.memory = DEFAULT_MEMORY, .cpus = 1, .debug_exit_port = MACHINE_NO_DEBUG_EXIT, .name = "vm"}, .engine = "auto"};
+        .machine = {.memory = DEFAULT_MEMORY, .cpus = 1, .debug_exit_port = MACHINE_NO_DEBUG_EXIT, .name = "vm"},
+        .engine = "auto"};
     optind = 0; /* glibc: start anew, also in tests that call this more than once */
     opterr = 0;
     while (optopt = 0, (opt = getopt_long(argc, argv, "+:k:i:a:m:c:h", options, NULL)) != -1) {
         int r = set_option(o, opt, argv, e);
-        if (r)
-            return r;
+        if (r) return r;
     }
     if (optind < argc)
         return nerr_set(e, -EINVAL, "run: '%s' is one argument too many; see 'nacelle help run'", argv[optind]);
-    if (!o->machine.kernel)
-        return nerr_set(e, -EINVAL, "run: no kernel; give --kernel FILE");
+    if (!o->machine.kernel) return nerr_set(e, -EINVAL, "run: no kernel; give --kernel FILE");
     return 0;
 }
 
@@ -148,8 +144,7 @@ static void block_signals(void)
 /* The statistics file must be writable before the run, not found out to be otherwise after hours. */
 static int check_stats_file(const struct run_options *o, struct nerr *e)
 {
-    if (!o->stats_json)
-        return 0;
+    if (!o->stats_json) return 0;
     FILE *f = fopen(o->stats_json, "ae");
     if (!f)
         return nerr_set(e, -errno, "--stats: cannot write %s: %s; give another file", o->stats_json, strerror(errno));
@@ -173,20 +168,15 @@ static int run_machine(struct run_options *o)
     struct nerr e, why;
     int status = CLI_USAGE_STATUS;
     int r = cli_pick_engine(o->engine, &o->machine.engine, &why, &e);
-    if (!r)
-        r = console_open(&(struct console_config){.in = STDIN_FILENO, .out = STDOUT_FILENO}, &con, &e);
+    if (!r) r = console_open(&(struct console_config){.in = STDIN_FILENO, .out = STDOUT_FILENO}, &con, &e);
     if (!r) {
         o->machine.console = (struct machine_console){.ctx = con, .output = console_output, .room = console_room};
         r = machine_create(&o->machine, &m, &e);
     }
-    if (!r)
-        r = check_stats_file(o, &e);
-    if (!r && why.text[0])
-        nc_info("%s", why.text);
-    if (!r)
-        r = console_attach(con, m, &e);
-    if (!r)
-        status = machine_run(m);
+    if (!r) r = check_stats_file(o, &e);
+    if (!r && why.text[0]) nc_info("%s", why.text);
+    if (!r) r = console_attach(con, m, &e);
+    if (!r) status = machine_run(m);
     console_close(con); /* first: what follows is printed on a terminal in its own mode */
     if (r)
         nc_error("%s", e.text);

@@ -45,7 +45,7 @@ struct event_loop {
     struct event_timer *running; /* whose callback runs now */
     pthread_t thread;            /* valid while in_run */
     bool in_run;
-    bool timers_due;             /* the loop is about to look at the heap anyway: no need to program the timerfd */
+    bool timers_due; /* the loop is about to look at the heap anyway: no need to program the timerfd */
 };
 
 /* ---- heap ---- */

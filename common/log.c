@@ -30,13 +30,13 @@ static void emit(enum log_level level, const char *tag, const char *fmt, va_list
     }
 }
 
-#define NC_LOG(name, level, tag)          \
-    void name(const char *fmt, ...)       \
-    {                                     \
-        va_list ap;                       \
-        va_start(ap, fmt);                \
-        emit(level, tag, fmt, ap);        \
-        va_end(ap);                       \
+#define NC_LOG(name, level, tag)    \
+    void name(const char *fmt, ...) \
+    {                               \
+        va_list ap;                 \
+        va_start(ap, fmt);          \
+        emit(level, tag, fmt, ap);  \
+        va_end(ap);                 \
     }
 
 NC_LOG(nc_error, LOG_LEVEL_ERROR, "")

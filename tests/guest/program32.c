@@ -146,8 +146,8 @@ static void system_calls(void)
     }
     wait(&status);
     ssize_t n = read(pipe_ends[0], text, sizeof(text));
-    printf("system calls %s %s, child %d %zd %s\n", pid == getpid() ? "agree" : "differ", ns > 0 ? "in time" : "no time",
-           WEXITSTATUS(status), n, text);
+    printf("system calls %s %s, child %d %zd %s\n", pid == getpid() ? "agree" : "differ",
+           ns > 0 ? "in time" : "no time", WEXITSTATUS(status), n, text);
 }
 
 static void generated_code(void)
@@ -155,7 +155,7 @@ static void generated_code(void)
     uint8_t *p = mmap(NULL, 8192, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     int sum = 0;
     for (int i = 0; i < 500; i++) {
-        uint8_t *at = p + 4090 + i % 6; /* over the page's end, too */
+        uint8_t *at = p + 4090 + i % 6;                                           /* over the page's end, too */
         const uint8_t code[] = {0xb8, (uint8_t)i, (uint8_t)(i >> 8), 0, 0, 0xc3}; /* mov eax, i; ret */
         memcpy(at, code, sizeof(code));
         sum += ((int (*)(void))at)();

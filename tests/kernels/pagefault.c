@@ -155,12 +155,11 @@ static void restarts(u8 *code, u64 rflags)
 
 static void flags(void)
 {
-    u8 *const all[] = {load, store, rmw, xchg_, cmpxchg_, pop_mem, adc_, inc_, shift,
-                       not_, rotate, bit_test, cmov, compare, load_adc, load_add, add_load_add};
+    u8 *const all[] = {load, store,  rmw,      xchg_, cmpxchg_, pop_mem,  adc_,     inc_,        shift,
+                       not_, rotate, bit_test, cmov,  compare,  load_adc, load_add, add_load_add};
     u8 *const keep[] = {adc_, inc_, shift, rotate, bit_test, not_, load_adc};
     for (unsigned p = 0; p < sizeof flag_patterns / sizeof *flag_patterns; p++)
-        for (unsigned i = 0; i < sizeof all / sizeof *all; i++)
-            restarts(all[i], flag_patterns[p]);
+        for (unsigned i = 0; i < sizeof all / sizeof *all; i++) restarts(all[i], flag_patterns[p]);
     *pte_of(TEST_VA, 1) = 0;
     invlpg(TEST_VA);
     for (unsigned i = 0; i < sizeof keep / sizeof *keep; i++) {

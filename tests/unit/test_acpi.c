@@ -136,7 +136,10 @@ static void test_iasl(void **state)
         save(dir, "facp.dat", find("FACP"));
         save(dir, "apic.dat", find("APIC"));
         save(dir, "facs.dat", at(u32(find("FACP") + 36)));
-        assert_int_equal(run(dir, "rm -f *.dsl && iasl -d dsdt.dat && iasl -d facp.dat && iasl -d apic.dat && iasl -d facs.dat", text, sizeof text), 0);
+        assert_int_equal(
+            run(dir, "rm -f *.dsl && iasl -d dsdt.dat && iasl -d facp.dat && iasl -d apic.dat && iasl -d facs.dat",
+                text, sizeof text),
+            0);
         assert_null(strstr(text, "Error"));
         assert_null(strstr(text, "Invalid"));
         assert_null(strstr(text, "ncorrect checksum"));
@@ -186,8 +189,8 @@ static void test_aml(void **state)
     aml_integer(&a, 0x1234);
     aml_integer(&a, 0x12345678);
     aml_integer(&a, 0x123456789abcull);
-    static const uint8_t want[] = {0, 1, 0x0a, 0x7f, 0x0b, 0x34, 0x12, 0x0c, 0x78, 0x56, 0x34, 0x12,
-                                   0x0e, 0xbc, 0x9a, 0x78, 0x56, 0x34, 0x12, 0, 0};
+    static const uint8_t want[] = {0,    1,    0x0a, 0x7f, 0x0b, 0x34, 0x12, 0x0c, 0x78, 0x56, 0x34,
+                                   0x12, 0x0e, 0xbc, 0x9a, 0x78, 0x56, 0x34, 0x12, 0,    0};
     assert_int_equal(a.len, sizeof want);
     assert_memory_equal(buf, want, sizeof want);
     a.len = 0;

@@ -197,7 +197,7 @@ static void test_debug_exit(void **state)
     bus_write(&bus, BUS_PIO, 0xf4, 4, 0);
     assert_int_equal(t.status, 1);
     assert_int_equal(t.exits, 3);
-    assert_true(debug_exit_attach(d, &bus, 0xf5, &e) < 0); /* taken */
+    assert_true(debug_exit_attach(d, &bus, 0xf5, &e) < 0);     /* taken */
     assert_int_equal(debug_exit_attach(d, &bus, 0xf2, &e), 0); /* two ports wide, for want of room */
     assert_int_equal(debug_exit_attach(d, &bus, 0xffff, &e), 0);
     bus_write(&bus, BUS_PIO, 0xffff, 1, 3);
@@ -378,7 +378,8 @@ static void *hammer(void *arg)
 {
     struct hammer *h = arg;
     struct bus *bus = &h->t->b->bus;
-    static const uint16_t ports[] = {0x20, 0x21, 0x40, 0x43, 0x61, 0x70, 0x71, 0xa0, 0xa1, 0x3f8, 0x3f9, 0x3fc, 0x4d0, 0x600, 0x602};
+    static const uint16_t ports[] = {0x20, 0x21,  0x40,  0x43,  0x61,  0x70,  0x71, 0xa0,
+                                     0xa1, 0x3f8, 0x3f9, 0x3fc, 0x4d0, 0x600, 0x602};
     const struct vcpu_irq_port *cpu = irqchip_port(h->t->chip, h->vcpu);
     unsigned seed = h->vcpu + 1;
     irqchip_set_current_vcpu(h->vcpu);
@@ -444,12 +445,18 @@ static void test_fuzz(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_power_off),  cmocka_unit_test(test_power_button),
-        cmocka_unit_test(test_pm_timer),   cmocka_unit_test(test_resets),
-        cmocka_unit_test(test_keyboard_controller), cmocka_unit_test(test_debug_exit),
-        cmocka_unit_test(test_fw_cfg),     cmocka_unit_test(test_testdev),
-        cmocka_unit_test(test_whole),      cmocka_unit_test(test_debug_exit_port_taken),
-        cmocka_unit_test(test_hammer),     cmocka_unit_test(test_fuzz),
+        cmocka_unit_test(test_power_off),
+        cmocka_unit_test(test_power_button),
+        cmocka_unit_test(test_pm_timer),
+        cmocka_unit_test(test_resets),
+        cmocka_unit_test(test_keyboard_controller),
+        cmocka_unit_test(test_debug_exit),
+        cmocka_unit_test(test_fw_cfg),
+        cmocka_unit_test(test_testdev),
+        cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_debug_exit_port_taken),
+        cmocka_unit_test(test_hammer),
+        cmocka_unit_test(test_fuzz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -73,16 +73,26 @@ static uint32_t guest32(uint64_t a)
 static void make_bzimage(uint8_t *img)
 {
     struct setup_header h = {
-        .setup_sects = BZ_SETUP, .syssize = BZ_PAYLOAD / 16, .boot_flag = 0xaa55, .header = 0x53726448, .version = 0x020f,
-        .loadflags = LOADED_HIGH, .initrd_addr_max = 0x7fffffff, .kernel_alignment = 0x200000, .relocatable_kernel = 1,
-        .min_alignment = 21, .xloadflags = XLF_KERNEL_64, .cmdline_size = 2047, .pref_address = 0x1000000, .init_size = 0x400000,
+        .setup_sects = BZ_SETUP,
+        .syssize = BZ_PAYLOAD / 16,
+        .boot_flag = 0xaa55,
+        .header = 0x53726448,
+        .version = 0x020f,
+        .loadflags = LOADED_HIGH,
+        .initrd_addr_max = 0x7fffffff,
+        .kernel_alignment = 0x200000,
+        .relocatable_kernel = 1,
+        .min_alignment = 21,
+        .xloadflags = XLF_KERNEL_64,
+        .cmdline_size = 2047,
+        .pref_address = 0x1000000,
+        .init_size = 0x400000,
     };
     memset(img, 0, BZ_SIZE);
     memcpy(img + 0x1f1, &h, sizeof(h));
     img[0x200] = 0xeb;
     img[0x201] = (uint8_t)(0x1f1 + sizeof(h) - 0x202);
-    for (unsigned i = 0; i < BZ_PAYLOAD; i++)
-        img[(BZ_SETUP + 1) * 512 + i] = (uint8_t)(i * 7 + 1);
+    for (unsigned i = 0; i < BZ_PAYLOAD; i++) img[(BZ_SETUP + 1) * 512 + i] = (uint8_t)(i * 7 + 1);
 }
 
 static struct setup_header *bz_header(uint8_t *img)
@@ -95,19 +105,30 @@ static struct setup_header *bz_header(uint8_t *img)
 #define ELF_PH(img, i) ((Elf64_Phdr *)((img) + sizeof(Elf64_Ehdr)) + (i))
 static void make_elf(uint8_t *img, bool note, uint64_t vbase)
 {
-    Elf64_Ehdr h = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT}, .e_type = ET_EXEC, .e_machine = EM_X86_64,
-                    .e_version = 1, .e_entry = 0x1000040, .e_phoff = sizeof(Elf64_Ehdr), .e_ehsize = sizeof(Elf64_Ehdr),
-                    .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = note ? 2 : 1};
+    Elf64_Ehdr h = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
+                    .e_type = ET_EXEC,
+                    .e_machine = EM_X86_64,
+                    .e_version = 1,
+                    .e_entry = 0x1000040,
+                    .e_phoff = sizeof(Elf64_Ehdr),
+                    .e_ehsize = sizeof(Elf64_Ehdr),
+                    .e_phentsize = sizeof(Elf64_Phdr),
+                    .e_phnum = note ? 2 : 1};
     memset(img, 0, ELF_SIZE);
     memcpy(img, &h, sizeof(h));
-    *ELF_PH(img, 0) = (Elf64_Phdr){.p_type = PT_LOAD, .p_offset = 0x2000, .p_vaddr = vbase + 0x1000000, .p_paddr = 0x1000000,
-                                   .p_filesz = 0x1000, .p_memsz = 0x2000, .p_align = 0x1000};
+    *ELF_PH(img, 0) = (Elf64_Phdr){.p_type = PT_LOAD,
+                                   .p_offset = 0x2000,
+                                   .p_vaddr = vbase + 0x1000000,
+                                   .p_paddr = 0x1000000,
+                                   .p_filesz = 0x1000,
+                                   .p_memsz = 0x2000,
+                                   .p_align = 0x1000};
     memset(img + 0x2000, 0x5a, 0x1000);
-    if (!note)
-        return;
+    if (!note) return;
     const uint32_t words[] = {4, 4, 18, 0x006e6558 /* "Xen" */, 0x1000080};
     const uint32_t other[] = {4, 2, 1, 0x00554e47 /* "GNU" */, 0x1234};
-    *ELF_PH(img, 1) = (Elf64_Phdr){.p_type = PT_NOTE, .p_offset = 0x1000, .p_filesz = sizeof(words) + sizeof(other), .p_align = 4};
+    *ELF_PH(img, 1) =
+        (Elf64_Phdr){.p_type = PT_NOTE, .p_offset = 0x1000, .p_filesz = sizeof(words) + sizeof(other), .p_align = 4};
     memcpy(img + 0x1000, other, sizeof(other));
     memcpy(img + 0x1000 + sizeof(other), words, sizeof(words));
 }
@@ -168,7 +189,7 @@ static void test_bzimage(void **state)
     uint64_t gdt[4];
     assert_int_equal(cpu.gdt.limit, 31);
     memcpy(gdt, guest(cpu.gdt.base, 32), 32);
-    assert_true(gdt[2] >> 53 & 1);     /* L */
+    assert_true(gdt[2] >> 53 & 1); /* L */
     assert_int_equal(gdt[2] >> 40 & 0xff, 0x9b);
     assert_int_equal(gdt[3] >> 40 & 0xff, 0x93);
 }
@@ -220,8 +241,7 @@ static void test_bzimage_bad(void **state)
     assert_non_null(strstr(err.text, "--append"));
     assert_int_equal(boot(img, sizeof(img), NULL, "1234"), 0);
     make_bzimage(img);
-    for (size_t n = 0; n < BZ_SIZE; n += n < 1024 ? 13 : 509)
-        assert_true(boot(img, n, NULL, NULL) < 0);
+    for (size_t n = 0; n < BZ_SIZE; n += n < 1024 ? 13 : 509) assert_true(boot(img, n, NULL, NULL) < 0);
 }
 
 static void test_initrd(void **state)
@@ -308,7 +328,8 @@ static void test_elf_bad(void **state)
     (void)state;
     static uint8_t img[ELF_SIZE];
     Elf64_Ehdr *h = (Elf64_Ehdr *)img;
-    static const uint64_t addr[] = {0xa0000, 0x9f000, 0xfffff, RAM - 0x1000, RAM, UINT64_MAX - 0x1000, UINT64_MAX, 0x100000000};
+    static const uint64_t addr[] = {0xa0000,    0x9f000,    0xfffff, RAM - 0x1000, RAM, UINT64_MAX - 0x1000,
+                                    UINT64_MAX, 0x100000000};
     for (unsigned i = 0; i < sizeof(addr) / sizeof(addr[0]); i++) {
         make_elf(img, true, 0);
         ELF_PH(img, 0)->p_paddr = addr[i];
@@ -347,8 +368,7 @@ static void test_elf_bad(void **state)
     *(uint32_t *)(img + 0x1004) = 0xfffffffd; /* descsz */
     assert_true(boot(img, sizeof(img), NULL, NULL) < 0);
     make_elf(img, true, 0);
-    for (size_t n = 0; n < ELF_SIZE; n += n < 256 ? 3 : 401)
-        assert_true(boot(img, n, NULL, NULL) < 0);
+    for (size_t n = 0; n < ELF_SIZE; n += n < 256 ? 3 : 401) assert_true(boot(img, n, NULL, NULL) < 0);
     /* Two segments in the same place. */
     make_elf(img, true, 0);
     *ELF_PH(img, 1) = *ELF_PH(img, 0);
@@ -424,8 +444,8 @@ static void test_multiboot_bad(void **state)
         unsigned word;
         uint32_t value;
     } bad[] = {
-        {3, 0x1fffff}, {3, 0x200041}, {3, 0xffffffff}, {4, 0}, {4, 0x200041}, {5, 0x1fffff}, {5, 0xffffffff}, {5, 0x202000},
-        {6, 0x200fff}, {6, 0xffffffff}, {7, 0x1fffff}, {7, 0x204000}, {7, 0},
+        {3, 0x1fffff}, {3, 0x200041}, {3, 0xffffffff}, {4, 0},        {4, 0x200041}, {5, 0x1fffff}, {5, 0xffffffff},
+        {5, 0x202000}, {6, 0x200fff}, {6, 0xffffffff}, {7, 0x1fffff}, {7, 0x204000}, {7, 0},
     };
     for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         make_multiboot(img, 0x10003);
@@ -471,15 +491,32 @@ static void test_fuzz(void **state)
 {
     (void)state;
     static uint8_t img[ELF_SIZE > BZ_SIZE ? ELF_SIZE : BZ_SIZE];
-    static const uint64_t odd[] = {0, 1, 0x7f, 0xff, 0xffff, 0x7fffffff, 0xffffffff, 0x80000000, UINT64_MAX, RAM, RAM - 1, 0x100000000};
+    static const uint64_t odd[] = {0,          1,          0x7f,       0xff, 0xffff,  0x7fffffff,
+                                   0xffffffff, 0x80000000, UINT64_MAX, RAM,  RAM - 1, 0x100000000};
     uint32_t seed = 1;
     for (unsigned round = 0; round < 6000; round++) {
         size_t len, head;
         switch (round % 4) {
-        case 0: make_bzimage(img); len = BZ_SIZE; head = 0x270; break;
-        case 1: make_elf(img, true, 0); len = ELF_SIZE; head = 0x100; break;
-        case 2: make_elf(img, false, 0xffffffff80000000); len = ELF_SIZE; head = 0x100; break;
-        default: make_multiboot(img, 0x10003); len = MB_SIZE; head = 0x60; break;
+        case 0:
+            make_bzimage(img);
+            len = BZ_SIZE;
+            head = 0x270;
+            break;
+        case 1:
+            make_elf(img, true, 0);
+            len = ELF_SIZE;
+            head = 0x100;
+            break;
+        case 2:
+            make_elf(img, false, 0xffffffff80000000);
+            len = ELF_SIZE;
+            head = 0x100;
+            break;
+        default:
+            make_multiboot(img, 0x10003);
+            len = MB_SIZE;
+            head = 0x60;
+            break;
         }
         unsigned edits = 1 + round % 3;
         while (edits--) {
@@ -498,8 +535,7 @@ static void test_fuzz(void **state)
             h[2] = 0u - h[0] - h[1];
             memcpy(img + 0x40, h, 12);
         }
-        if (boot(img, len, NULL, "fuzz") == 0)
-            assert_true(cpu.rip <= UINT32_MAX || round % 4 == 0);
+        if (boot(img, len, NULL, "fuzz") == 0) assert_true(cpu.rip <= UINT32_MAX || round % 4 == 0);
     }
 }
 
@@ -552,10 +588,12 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bzimage),       cmocka_unit_test(test_bzimage_moves), cmocka_unit_test(test_bzimage_bad),
-        cmocka_unit_test(test_initrd),        cmocka_unit_test(test_pvh),           cmocka_unit_test(test_vmlinux),
-        cmocka_unit_test(test_elf_bad),       cmocka_unit_test(test_multiboot),     cmocka_unit_test(test_multiboot_elf),
-        cmocka_unit_test(test_multiboot_bad), cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_fuzz),
+        cmocka_unit_test(test_bzimage),       cmocka_unit_test(test_bzimage_moves),
+        cmocka_unit_test(test_bzimage_bad),   cmocka_unit_test(test_initrd),
+        cmocka_unit_test(test_pvh),           cmocka_unit_test(test_vmlinux),
+        cmocka_unit_test(test_elf_bad),       cmocka_unit_test(test_multiboot),
+        cmocka_unit_test(test_multiboot_elf), cmocka_unit_test(test_multiboot_bad),
+        cmocka_unit_test(test_no_kernel),     cmocka_unit_test(test_fuzz),
         cmocka_unit_test(test_map),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

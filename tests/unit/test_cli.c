@@ -28,11 +28,26 @@ static void test_size(void **state)
         const char *text;
         uint64_t bytes;
     } good[] = {
-        {"512M", 512ull << 20}, {"1g", 1ull << 30}, {"64k", 65536}, {"2T", 2ull << 40}, {"256", 256ull << 20}, {"0", 0}, {"0K", 0},
-        {"16777215T", 16777215ull << 40},
+        {"512M", 512ull << 20}, {"1g", 1ull << 30}, {"64k", 65536}, {"2T", 2ull << 40},
+        {"256", 256ull << 20},  {"0", 0},           {"0K", 0},      {"16777215T", 16777215ull << 40},
     };
-    static const char *const bad[] = {"", "M", "-1", "-1M", "+1M", " 1M", "1 M", "1MB", "1MiB", "1.5G", "0x10M", "12Q", "M512",
-                                      "16777216T", "18446744073709551615M", "99999999999999999999", "18446744073709551616K"};
+    static const char *const bad[] = {"",
+                                      "M",
+                                      "-1",
+                                      "-1M",
+                                      "+1M",
+                                      " 1M",
+                                      "1 M",
+                                      "1MB",
+                                      "1MiB",
+                                      "1.5G",
+                                      "0x10M",
+                                      "12Q",
+                                      "M512",
+                                      "16777216T",
+                                      "18446744073709551615M",
+                                      "99999999999999999999",
+                                      "18446744073709551616K"};
     uint64_t v;
     for (unsigned i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
         assert_int_equal(cli_parse_size("--memory", good[i].text, &v, &err), 0);
@@ -49,7 +64,8 @@ static void test_size(void **state)
 static void test_number(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", "0", "65", "-1", "+1", "0x", "0xg", "1x", " 1", "1 ", "1e1", "99999999999999999999", "0x41"};
+    static const char *const bad[] = {
+        "", "0", "65", "-1", "+1", "0x", "0xg", "1x", " 1", "1 ", "1e1", "99999999999999999999", "0x41"};
     uint64_t v;
     assert_int_equal(cli_parse_number("--cpus", "64", 1, 64, &v, &err), 0);
     assert_int_equal(v, 64);
@@ -127,8 +143,7 @@ static void test_output(void **state)
     static uint8_t data[200000];
     static uint8_t got[sizeof(data)];
     int p[2];
-    for (size_t i = 0; i < sizeof(data); i++)
-        data[i] = (uint8_t)(i * 31 >> 3);
+    for (size_t i = 0; i < sizeof(data); i++) data[i] = (uint8_t)(i * 31 >> 3);
     assert_int_equal(pipe(p), 0);
     struct console *c = open_on(-1, p[1]);
     uint64_t start = clock_mono_ns();

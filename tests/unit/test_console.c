@@ -40,8 +40,7 @@ struct run {
 static void line_status(void *ctx, unsigned vcpu, const struct vcpu_exit *x)
 {
     (void)ctx;
-    if (x->io.data[0] & 1)
-        return;
+    if (x->io.data[0] & 1) return;
     nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     fake_jump(vcpu, 0);
 }
@@ -50,8 +49,7 @@ static void got_byte(void *ctx, unsigned vcpu, const struct vcpu_exit *x)
 {
     struct fake_step *out = ctx;
     out->exit.io.data[0] = x->io.data[0];
-    if (x->io.data[0] == 'q')
-        fake_jump(vcpu, 4);
+    if (x->io.data[0] == 'q') fake_jump(vcpu, 4);
 }
 
 static void again(void *ctx, unsigned vcpu)
@@ -85,16 +83,19 @@ static _Noreturn void child(int in, int out, bool echo_guest)
         fake_script(0, echo, 5);
     else
         fake_script(0, hello, 2);
-    struct machine_config cfg = {.name = "test", .kernel = kernel, .memory = 16 << 20, .cpus = 1, .engine = &engine_fake,
-                                 .debug_exit_port = DEBUG_PORT, .console = {.output = console_output, .room = console_room}};
+    struct machine_config cfg = {.name = "test",
+                                 .kernel = kernel,
+                                 .memory = 16 << 20,
+                                 .cpus = 1,
+                                 .engine = &engine_fake,
+                                 .debug_exit_port = DEBUG_PORT,
+                                 .console = {.output = console_output, .room = console_room}};
     int status = 99;
     if (console_open(&(struct console_config){.in = in, .out = out}, &c, &e) == 0) {
         cfg.console.ctx = c;
-        if (machine_create(&cfg, &m, &e) == 0 && console_attach(c, m, &e) == 0)
-            status = machine_run(m);
+        if (machine_create(&cfg, &m, &e) == 0 && console_attach(c, m, &e) == 0) status = machine_run(m);
     }
-    if (status == 99)
-        fprintf(stderr, "%s\n", e.text);
+    if (status == 99) fprintf(stderr, "%s\n", e.text);
     console_close(c);
     machine_destroy(m);
     _exit(status);
@@ -108,8 +109,7 @@ static struct run start_on_tty(bool echo_guest)
     fflush(NULL);
     r.child = fork();
     assert_true(r.child >= 0);
-    if (r.child == 0)
-        child(r.slave, r.slave, echo_guest);
+    if (r.child == 0) child(r.slave, r.slave, echo_guest);
     return r;
 }
 
@@ -130,12 +130,10 @@ static bool expect(int fd, const char *text)
         struct pollfd p = {.fd = fd, .events = POLLIN};
         if (poll(&p, 1, 100) == 1) {
             ssize_t n = read(fd, buf + len, sizeof(buf) - 1 - len);
-            if (n <= 0)
-                return false;
+            if (n <= 0) return false;
             len += (size_t)n;
             buf[len] = 0;
-            if (strstr(buf, text))
-                return true;
+            if (strstr(buf, text)) return true;
         }
     }
     return false;
@@ -310,8 +308,7 @@ static int setup(void **state)
     const uint32_t img[16] = {0x1badb002, 0x10000, 0u - 0x1badb002u - 0x10000u, 0x200000, 0x200000, 0, 0, 0x200020};
     snprintf(kernel, sizeof(kernel), "/tmp/nacelle-test-console-%ld", (long)getpid());
     FILE *f = fopen(kernel, "w");
-    if (!f)
-        return -1;
+    if (!f) return -1;
     size_t n = fwrite(img, sizeof(img), 1, f);
     fclose(f);
     return n == 1 ? 0 : -1;
@@ -327,8 +324,13 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quit),   cmocka_unit_test(test_signals), cmocka_unit_test(test_echo_on_terminal), cmocka_unit_test(test_pipe),
-        cmocka_unit_test(test_end_of_input), cmocka_unit_test(test_file), cmocka_unit_test(test_closed_output),
+        cmocka_unit_test(test_quit),
+        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_echo_on_terminal),
+        cmocka_unit_test(test_pipe),
+        cmocka_unit_test(test_end_of_input),
+        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_closed_output),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -336,11 +336,16 @@ static void test_tsc_hz(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_timer_order),       cmocka_unit_test(test_timer_rearm_and_cancel),
-        cmocka_unit_test(test_timer_many),        cmocka_unit_test(test_timer_periodic),
-        cmocka_unit_test(test_timer_storm_leaves_room), cmocka_unit_test(test_posts_from_threads),
-        cmocka_unit_test(test_arm_from_threads),  cmocka_unit_test(test_fd_removed_in_round),
-        cmocka_unit_test(test_stop_before_run),   cmocka_unit_test(test_tsc_hz),
+        cmocka_unit_test(test_timer_order),
+        cmocka_unit_test(test_timer_rearm_and_cancel),
+        cmocka_unit_test(test_timer_many),
+        cmocka_unit_test(test_timer_periodic),
+        cmocka_unit_test(test_timer_storm_leaves_room),
+        cmocka_unit_test(test_posts_from_threads),
+        cmocka_unit_test(test_arm_from_threads),
+        cmocka_unit_test(test_fd_removed_in_round),
+        cmocka_unit_test(test_stop_before_run),
+        cmocka_unit_test(test_tsc_hz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

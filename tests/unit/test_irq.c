@@ -341,13 +341,13 @@ static void test_fuzz(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pic_vectors),        cmocka_unit_test(test_pic_cascade),
+        cmocka_unit_test(test_pic_vectors),          cmocka_unit_test(test_pic_cascade),
         cmocka_unit_test(test_pic_masks_and_levels), cmocka_unit_test(test_pic_auto_eoi_rotate_poll),
-        cmocka_unit_test(test_pic_behind_lint0),   cmocka_unit_test(test_ioapic_registers),
-        cmocka_unit_test(test_ioapic_edge),        cmocka_unit_test(test_ioapic_level),
-        cmocka_unit_test(test_ioapic_directed_eoi), cmocka_unit_test(test_ioapic_logical),
-        cmocka_unit_test(test_ioapic_nmi),         cmocka_unit_test(test_msi),
-        cmocka_unit_test(test_bad_config),         cmocka_unit_test(test_fuzz),
+        cmocka_unit_test(test_pic_behind_lint0),     cmocka_unit_test(test_ioapic_registers),
+        cmocka_unit_test(test_ioapic_edge),          cmocka_unit_test(test_ioapic_level),
+        cmocka_unit_test(test_ioapic_directed_eoi),  cmocka_unit_test(test_ioapic_logical),
+        cmocka_unit_test(test_ioapic_nmi),           cmocka_unit_test(test_msi),
+        cmocka_unit_test(test_bad_config),           cmocka_unit_test(test_fuzz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,7 +85,7 @@ static void test_software_disable(void **state)
     assert_int_equal(apic_read(r, 0, 0x320), 0x10032); /* masks stay set */
     assert_int_equal(ack(r, 0), 0x50);                 /* what was pending stays */
     ipi(r, 0, 0, 0x4051);
-    assert_int_equal(apic_read(r, 0, 0x220), 0);       /* nothing new comes in */
+    assert_int_equal(apic_read(r, 0, 0x220), 0); /* nothing new comes in */
     ipi(r, 0, 0, 0x4400);
     assert_true(take_nmi(r, 0)); /* but NMIs do */
     rig_free(r);
@@ -98,7 +98,7 @@ static void test_shorthands(void **state)
     apic_enable(r);
     ipi(r, 2, 0, 0x44051); /* self */
     for (unsigned i = 0; i < 4; i++) assert_int_equal(ack(r, i), i == 2 ? 0x51 : -1);
-    ipi(r, 2, 0, 0x84052); /* all */
+    ipi(r, 2, 0, 0x84052);                                                                /* all */
     for (unsigned i = 0; i < 4; i++) assert_int_equal(pending(r, i), i == 2 ? -1 : 0x52); /* 2 still serves 0x51 */
     eoi(r, 2);
     for (unsigned i = 0; i < 4; i++) assert_int_equal(ack(r, i), 0x52);
@@ -256,8 +256,9 @@ static void test_x2apic_registers(void **state)
     static const struct {
         uint32_t index;
         uint64_t bad;
-    } reserved[] = {{0x808, 0x100}, {0x80b, 1}, {0x80f, 0x200}, {0x828, 1}, {0x830, 0x2000}, {0x830, 0x100000}, {0x832, 0x80000},
-                    {0x835, 0x800}, {0x837, 0x700}, {0x838, 1ull << 32}, {0x83e, 4}, {0x83f, 0x100}, {0x808, 1ull << 32}};
+    } reserved[] = {{0x808, 0x100},    {0x80b, 1},       {0x80f, 0x200},     {0x828, 1},     {0x830, 0x2000},
+                    {0x830, 0x100000}, {0x832, 0x80000}, {0x835, 0x800},     {0x837, 0x700}, {0x838, 1ull << 32},
+                    {0x83e, 4},        {0x83f, 0x100},   {0x808, 1ull << 32}};
     for (unsigned i = 0; i < sizeof reserved / sizeof reserved[0]; i++)
         assert_false(wrmsr(r, 0, reserved[i].index, reserved[i].bad));
     assert_true(wrmsr(r, 0, 0x835, 0x10700));
@@ -558,15 +559,24 @@ static void test_fuzz(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reset_values),      cmocka_unit_test(test_priority),
-        cmocka_unit_test(test_software_disable),  cmocka_unit_test(test_shorthands),
-        cmocka_unit_test(test_logical_flat_and_cluster), cmocka_unit_test(test_init_sipi),
-        cmocka_unit_test(test_nmi),               cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_mode_transitions),  cmocka_unit_test(test_x2apic_registers),
-        cmocka_unit_test(test_mmio_widths),       cmocka_unit_test(test_timer_oneshot),
-        cmocka_unit_test(test_timer_divide),      cmocka_unit_test(test_timer_periodic),
-        cmocka_unit_test(test_timer_mode_change), cmocka_unit_test(test_tsc_deadline),
-        cmocka_unit_test(test_deadline_accuracy), cmocka_unit_test(test_concurrent_senders),
+        cmocka_unit_test(test_reset_values),
+        cmocka_unit_test(test_priority),
+        cmocka_unit_test(test_software_disable),
+        cmocka_unit_test(test_shorthands),
+        cmocka_unit_test(test_logical_flat_and_cluster),
+        cmocka_unit_test(test_init_sipi),
+        cmocka_unit_test(test_nmi),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_mode_transitions),
+        cmocka_unit_test(test_x2apic_registers),
+        cmocka_unit_test(test_mmio_widths),
+        cmocka_unit_test(test_timer_oneshot),
+        cmocka_unit_test(test_timer_divide),
+        cmocka_unit_test(test_timer_periodic),
+        cmocka_unit_test(test_timer_mode_change),
+        cmocka_unit_test(test_tsc_deadline),
+        cmocka_unit_test(test_deadline_accuracy),
+        cmocka_unit_test(test_concurrent_senders),
         cmocka_unit_test(test_fuzz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -36,10 +36,8 @@ static struct {
 static size_t take(void *ctx, const uint8_t *data, size_t len)
 {
     (void)ctx;
-    if (len > sink.accept)
-        len = sink.accept;
-    if (len > sizeof(sink.text) - 1 - sink.len)
-        len = sizeof(sink.text) - 1 - sink.len;
+    if (len > sink.accept) len = sink.accept;
+    if (len > sizeof(sink.text) - 1 - sink.len) len = sizeof(sink.text) - 1 - sink.len;
     memcpy(sink.text + sink.len, data, len);
     sink.len += len;
     return len;
@@ -50,15 +48,19 @@ static struct machine_config config(unsigned cpus)
     memset(&sink, 0, sizeof(sink));
     sink.accept = sizeof(sink.text);
     fake_script_clear();
-    return (struct machine_config){.name = "test", .kernel = kernel, .memory = 16 << 20, .cpus = cpus, .engine = &engine_fake,
-                                   .debug_exit_port = DEBUG_PORT, .console = {.output = take}};
+    return (struct machine_config){.name = "test",
+                                   .kernel = kernel,
+                                   .memory = 16 << 20,
+                                   .cpus = cpus,
+                                   .engine = &engine_fake,
+                                   .debug_exit_port = DEBUG_PORT,
+                                   .console = {.output = take}};
 }
 
 static struct machine *create(const struct machine_config *c)
 {
     struct machine *m = NULL;
-    if (machine_create(c, &m, &err))
-        fail_msg("%s", err.text);
+    if (machine_create(c, &m, &err)) fail_msg("%s", err.text);
     return m;
 }
 
@@ -138,7 +140,8 @@ static void test_serial(void **state)
 {
     (void)state;
     struct machine_config c = config(1);
-    struct fake_step s[] = {fake_out(PLATFORM_COM1_PORT, 1, 'o'), fake_out(PLATFORM_COM1_PORT, 1, 'k'), fake_out(DEBUG_PORT, 4, 0)};
+    struct fake_step s[] = {fake_out(PLATFORM_COM1_PORT, 1, 'o'), fake_out(PLATFORM_COM1_PORT, 1, 'k'),
+                            fake_out(DEBUG_PORT, 4, 0)};
     fake_script(0, s, COUNT(s));
     assert_int_equal(run_to_end(&c), 1);
     assert_string_equal(sink.text, "ok"); /* though the run ended right behind it */
@@ -168,8 +171,10 @@ static void test_reads(void **state)
     struct machine_config c = config(1);
     uint64_t nowhere, lapic_version, many[2];
     struct fake_step s[] = {
-        fake_in(0x5678, 4, keep_io, NULL),  fake_load(LAPIC + 0x30, 4, keep_mmio, NULL),
-        fake_load(0xd0000000, 8, keep_mmio, NULL), fake_in(0x5678, 2, keep_io, NULL),
+        fake_in(0x5678, 4, keep_io, NULL),
+        fake_load(LAPIC + 0x30, 4, keep_mmio, NULL),
+        fake_load(0xd0000000, 8, keep_mmio, NULL),
+        fake_in(0x5678, 2, keep_io, NULL),
     };
     uint64_t *const want[] = {&nowhere, &lapic_version, &many[0], &many[1]};
     for (unsigned i = 0; i < COUNT(s); i++) { /* one run each, since `seen` holds one value */
@@ -203,8 +208,8 @@ static void test_halt_wakes(void **state)
     (void)state;
     struct machine_config c = config(1);
     struct fake_step s[] = {
-        fake_store(LAPIC + 0xf0, 4, 0x1ff), fake_store(LAPIC + 0x3e0, 4, 0xb), fake_store(LAPIC + 0x320, 4, 0x40),
-        fake_store(LAPIC + 0x380, 4, 20000000), fake_exit(VCPU_EXIT_HLT), fake_out(DEBUG_PORT, 1, 3),
+        fake_store(LAPIC + 0xf0, 4, 0x1ff),     fake_store(LAPIC + 0x3e0, 4, 0xb), fake_store(LAPIC + 0x320, 4, 0x40),
+        fake_store(LAPIC + 0x380, 4, 20000000), fake_exit(VCPU_EXIT_HLT),          fake_out(DEBUG_PORT, 1, 3),
     };
     fake_script(0, s, COUNT(s));
     struct machine *m = create(&c);
@@ -248,10 +253,10 @@ static void test_sipi(void **state)
     (void)state;
     struct machine_config c = config(2);
     struct fake_step bsp[] = {
-        fake_do(ap_has_not_run, NULL),
-        fake_store(LAPIC + 0x310, 4, 1u << 24), fake_store(LAPIC + 0x300, 4, 0x4500), /* INIT */
-        fake_do(ap_has_not_run, NULL),
-        fake_store(LAPIC + 0x310, 4, 1u << 24), fake_store(LAPIC + 0x300, 4, 0x469f), /* SIPI, vector 0x9f */
+        fake_do(ap_has_not_run, NULL),          fake_store(LAPIC + 0x310, 4, 1u << 24),
+        fake_store(LAPIC + 0x300, 4, 0x4500), /* INIT */
+        fake_do(ap_has_not_run, NULL),          fake_store(LAPIC + 0x310, 4, 1u << 24),
+        fake_store(LAPIC + 0x300, 4, 0x469f),                                         /* SIPI, vector 0x9f */
         fake_store(LAPIC + 0x310, 4, 1u << 24), fake_store(LAPIC + 0x300, 4, 0x4655), /* a second one is ignored */
     };
     struct fake_step ap[] = {fake_load(LAPIC + 0x20, 4, keep_mmio, NULL), fake_out(DEBUG_PORT, 1, 2)};
@@ -338,8 +343,7 @@ static void *reset_often(void *arg)
     struct later *l = arg;
     for (unsigned i = 0; i < 50; i++) {
         machine_reset(l->m);
-        if (i % 3 == 0)
-            wait_ms(1);
+        if (i % 3 == 0) wait_ms(1);
     }
     wait_ms(50);
     machine_stop(l->m, l->status);
@@ -436,14 +440,14 @@ static int setup(void **state)
 {
     (void)state;
     static uint32_t img[0x400];
-    const uint32_t h[8] = {0x1badb002, 0x10000, 0u - 0x1badb002u - 0x10000u, KERNEL_AT, KERNEL_AT, 0, KERNEL_AT + 0x3000, KERNEL_AT + 32};
+    const uint32_t h[8] = {0x1badb002, 0x10000, 0u - 0x1badb002u - 0x10000u, KERNEL_AT,
+                           KERNEL_AT,  0,       KERNEL_AT + 0x3000,          KERNEL_AT + 32};
     memset(img, 0x90, sizeof(img));
     memcpy(img, h, sizeof(h));
     snprintf(kernel, sizeof(kernel), "/tmp/nacelle-test-machine-%ld", (long)getpid());
     snprintf(stats_file, sizeof(stats_file), "/tmp/nacelle-test-stats-%ld", (long)getpid());
     FILE *f = fopen(kernel, "w");
-    if (!f)
-        return -1;
+    if (!f) return -1;
     size_t n = fwrite(img, sizeof(img), 1, f);
     fclose(f);
     return n == 1 ? 0 : -1;
@@ -460,11 +464,21 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_debug_exit),   cmocka_unit_test(test_serial),         cmocka_unit_test(test_blocked_console),
-        cmocka_unit_test(test_reads),        cmocka_unit_test(test_string_io),      cmocka_unit_test(test_halt_wakes),
-        cmocka_unit_test(test_idle_is_cheap), cmocka_unit_test(test_sipi),          cmocka_unit_test(test_triple_fault),
-        cmocka_unit_test(test_engine_failure), cmocka_unit_test(test_reset),        cmocka_unit_test(test_reset_storm),
-        cmocka_unit_test(test_first_status_wins), cmocka_unit_test(test_bad_config), cmocka_unit_test(test_stats),
+        cmocka_unit_test(test_debug_exit),
+        cmocka_unit_test(test_serial),
+        cmocka_unit_test(test_blocked_console),
+        cmocka_unit_test(test_reads),
+        cmocka_unit_test(test_string_io),
+        cmocka_unit_test(test_halt_wakes),
+        cmocka_unit_test(test_idle_is_cheap),
+        cmocka_unit_test(test_sipi),
+        cmocka_unit_test(test_triple_fault),
+        cmocka_unit_test(test_engine_failure),
+        cmocka_unit_test(test_reset),
+        cmocka_unit_test(test_reset_storm),
+        cmocka_unit_test(test_first_status_wins),
+        cmocka_unit_test(test_bad_config),
+        cmocka_unit_test(test_stats),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

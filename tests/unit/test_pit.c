@@ -90,7 +90,7 @@ static void test_access_modes_and_bcd(void **state)
     assert_int_equal(status(b, 2) & 0x7f, 0x38);
     out(b, 0x43, 0xb6);
     assert_int_equal(status(b, 2) & 0x7f, 0x76); /* null count until one is loaded */
-    out(b, 0x43, 0xbe); /* mode 7 is mode 3 */
+    out(b, 0x43, 0xbe);                          /* mode 7 is mode 3 */
     assert_int_equal(status(b, 2) & 0x0e, 0x06);
     /* read-back of count and status of one channel: status first */
     program(b, 2, 4, 0x1234);
@@ -239,10 +239,14 @@ static void test_fuzz(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counting),     cmocka_unit_test(test_access_modes_and_bcd),
-        cmocka_unit_test(test_speaker_calibration), cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_interrupts),   cmocka_unit_test(test_periodic_rate),
-        cmocka_unit_test(test_fastest_tick), cmocka_unit_test(test_fuzz),
+        cmocka_unit_test(test_counting),
+        cmocka_unit_test(test_access_modes_and_bcd),
+        cmocka_unit_test(test_speaker_calibration),
+        cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_interrupts),
+        cmocka_unit_test(test_periodic_rate),
+        cmocka_unit_test(test_fastest_tick),
+        cmocka_unit_test(test_fuzz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

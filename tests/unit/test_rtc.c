@@ -86,9 +86,9 @@ static void test_set_and_formats(void **state)
     set(b, (const uint8_t[6]){0x10, 0x59, 0x23, 0x28, 0x02, 0x24}); /* 2024-02-28 23:59:10 */
     time_t t = read_bcd_time(b);
     assert_true(t >= 1709164750 && t < 1709164760);
-    wr(b, 11, 0x00); /* 12 hours */
+    wr(b, 11, 0x00);                  /* 12 hours */
     assert_int_equal(rd(b, 4), 0x91); /* 11 pm */
-    wr(b, 11, 0x06); /* binary, 24 hours */
+    wr(b, 11, 0x06);                  /* binary, 24 hours */
     assert_int_equal(rd(b, 4), 23);
     assert_int_equal(rd(b, 2), 59);
     set(b, (const uint8_t[6]){59, 59, 23, 28, 2, 24});
@@ -97,7 +97,7 @@ static void test_set_and_formats(void **state)
     assert_int_equal(rd(b, 4), 0);
     wr(b, 11, 0x04);
     assert_int_equal(rd(b, 4), 12); /* midnight is 12 am */
-    wr(b, 4, 0x80 | 1); /* without SET: at once */
+    wr(b, 4, 0x80 | 1);             /* without SET: at once */
     assert_int_equal(rd(b, 4), 0x81);
     wr(b, 11, 0x02);
     assert_int_equal(rd(b, 4), 0x13);

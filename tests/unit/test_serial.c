@@ -307,11 +307,15 @@ static void test_fuzz(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_probe),         cmocka_unit_test(test_output),
-        cmocka_unit_test(test_tx_interrupt),  cmocka_unit_test(test_input),
+        cmocka_unit_test(test_probe),
+        cmocka_unit_test(test_output),
+        cmocka_unit_test(test_tx_interrupt),
+        cmocka_unit_test(test_input),
         cmocka_unit_test(test_early_input_waits),
-        cmocka_unit_test(test_input_back_pressure), cmocka_unit_test(test_output_back_pressure),
-        cmocka_unit_test(test_loopback),      cmocka_unit_test(test_fuzz),
+        cmocka_unit_test(test_input_back_pressure),
+        cmocka_unit_test(test_output_back_pressure),
+        cmocka_unit_test(test_loopback),
+        cmocka_unit_test(test_fuzz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,29 +26,26 @@ enum boot_format boot_format(const struct boot_image *b)
 
 static int no_kernel(const struct boot_image *b, const char *why, struct nerr *e)
 {
-    return nerr_set(e, -ENOEXEC, "kernel %s: %s; give a bzImage, a PVH or Linux ELF file, or a multiboot kernel", b->kernel.path, why);
+    return nerr_set(e, -ENOEXEC, "kernel %s: %s; give a bzImage, a PVH or Linux ELF file, or a multiboot kernel",
+                    b->kernel.path, why);
 }
 
 static int identify_elf(struct boot_image *b, struct nerr *e)
 {
     struct boot_elf elf;
     int r = boot_elf_parse(&b->kernel, &elf, e);
-    if (r)
-        return r;
+    if (r) return r;
     b->format = elf.has_pvh ? BOOT_PVH : BOOT_VMLINUX;
-    if (elf.has_pvh)
-        return 0;
+    if (elf.has_pvh) return 0;
     /* Linux is linked in the upper half of the address space; a user program never is. */
-    if (elf.is64 && elf.high_half && !elf.has_interp)
-        return 0;
+    if (elf.is64 && elf.high_half && !elf.has_interp) return 0;
     return no_kernel(b, "an ELF file, but no kernel (no PVH note, no multiboot header, not linked as Linux is)", e);
 }
 
 /* The order is the field's: a Linux image with its own header first, then what says explicitly that it is a kernel. */
 static int identify(struct boot_image *b, const uint8_t *head, struct nerr *e)
 {
-    if (b->kernel.size == 0)
-        return no_kernel(b, "an empty file", e);
+    if (b->kernel.size == 0) return no_kernel(b, "an empty file", e);
     if (memcmp(head + 0x202, "HdrS", 4) == 0 && head[0x1fe] == 0x55 && head[0x1ff] == 0xaa) {
         b->format = BOOT_BZIMAGE;
         return boot_bzimage_check(b, head, e);
@@ -57,10 +54,8 @@ static int identify(struct boot_image *b, const uint8_t *head, struct nerr *e)
         b->format = BOOT_MULTIBOOT;
         return boot_multiboot_check(b, head, e);
     }
-    if (boot_elf_is(head))
-        return identify_elf(b, e);
-    if (head[0] == 0x1f && head[1] == 0x8b)
-        return no_kernel(b, "a gzip file", e);
+    if (boot_elf_is(head)) return identify_elf(b, e);
+    if (head[0] == 0x1f && head[1] == 0x8b) return no_kernel(b, "a gzip file", e);
     return no_kernel(b, "not a kernel (no known header)", e);
 }
 
@@ -68,10 +63,8 @@ static int identify(struct boot_image *b, const uint8_t *head, struct nerr *e)
 static const char *next_module(const char *list, char *out)
 {
     for (; *list; list++) {
-        if (*list == ',' && list[1] != ',')
-            break;
-        if (*list == ',')
-            list++;
+        if (*list == ',' && list[1] != ',') break;
+        if (*list == ',') list++;
         *out++ = *list;
     }
     *out = 0;
@@ -81,12 +74,12 @@ static const char *next_module(const char *list, char *out)
 /* `text` is a module's string: the file's name, then perhaps a space and arguments. */
 static int add_module(struct boot_image *b, const char *text, bool whole, struct nerr *e)
 {
-    if (b->modules == BOOT_MAX_MODULES)
-        return nerr_set(e, -E2BIG, "--initrd: more than %d modules", BOOT_MAX_MODULES);
+    if (b->modules == BOOT_MAX_MODULES) return nerr_set(e, -E2BIG, "--initrd: more than %d modules", BOOT_MAX_MODULES);
     struct boot_module *m = &b->module[b->modules];
     char *path = whole ? strdup(text) : strndup(text, strcspn(text, " "));
     m->args = strdup(text);
-    int r = path && m->args ? boot_file_open(&m->file, "initrd", path, e) : nerr_set(e, -ENOMEM, "--initrd: out of memory");
+    int r =
+        path && m->args ? boot_file_open(&m->file, "initrd", path, e) : nerr_set(e, -ENOMEM, "--initrd: out of memory");
     free(path);
     if (r) {
         free(m->args);
@@ -99,11 +92,9 @@ static int add_module(struct boot_image *b, const char *text, bool whole, struct
 
 static int open_modules(struct boot_image *b, const char *initrd, struct nerr *e)
 {
-    if (b->format != BOOT_MULTIBOOT)
-        return add_module(b, initrd, true, e);
+    if (b->format != BOOT_MULTIBOOT) return add_module(b, initrd, true, e);
     char *text = malloc(strlen(initrd) + 1);
-    if (!text)
-        return nerr_set(e, -ENOMEM, "--initrd: out of memory");
+    if (!text) return nerr_set(e, -ENOMEM, "--initrd: out of memory");
     int r = 0;
     for (const char *rest = initrd; rest && !r;) {
         rest = next_module(rest, text);
@@ -116,14 +107,11 @@ static int open_modules(struct boot_image *b, const char *initrd, struct nerr *e
 static int open_kernel(struct boot_image *b, const char *kernel, struct nerr *e)
 {
     int r = boot_file_open(&b->kernel, "kernel", kernel, e);
-    if (r)
-        return r;
+    if (r) return r;
     uint8_t *head = calloc(1, BOOT_HEAD_SIZE);
-    if (!head)
-        return nerr_set(e, -ENOMEM, "kernel %s: out of memory", kernel);
+    if (!head) return nerr_set(e, -ENOMEM, "kernel %s: out of memory", kernel);
     r = boot_file_read(&b->kernel, 0, head, b->kernel.size < BOOT_HEAD_SIZE ? b->kernel.size : BOOT_HEAD_SIZE, e);
-    if (!r)
-        r = identify(b, head, e);
+    if (!r) r = identify(b, head, e);
     free(head);
     return r;
 }
@@ -137,8 +125,7 @@ int boot_open(const char *kernel, const char *initrd, const char *append, struct
         return nerr_set(e, -ENOMEM, "kernel %s: out of memory", kernel);
     }
     int r = open_kernel(b, kernel, e);
-    if (!r && initrd)
-        r = open_modules(b, initrd, e);
+    if (!r && initrd) r = open_modules(b, initrd, e);
     if (r) {
         boot_close(b);
         return r;
@@ -149,8 +136,7 @@ int boot_open(const char *kernel, const char *initrd, const char *append, struct
 
 void boot_close(struct boot_image *b)
 {
-    if (!b)
-        return;
+    if (!b) return;
     boot_file_close(&b->kernel);
     for (unsigned i = 0; i < b->modules; i++) {
         boot_file_close(&b->module[i].file);

@@ -34,7 +34,7 @@ struct boot_image {
     struct boot_file kernel;
     struct boot_module module[BOOT_MAX_MODULES];
     unsigned modules;
-    char *append;             /* owned, never NULL */
+    char *append; /* owned, never NULL */
 };
 
 /* ---- place.c: what goes where in guest memory ---- */
@@ -53,8 +53,8 @@ struct boot_place {
 /* Claims exactly [start, start+size): it must be usable RAM that nobody claimed. */
 int boot_place_at(struct boot_place *p, uint64_t start, uint64_t size, const char *what, struct nerr *e);
 /* Claims `size` bytes somewhere in [lo, hi), as low as possible or (`high`) as high as possible. `align` is a power of 2. */
-int boot_place_in(struct boot_place *p, uint64_t lo, uint64_t hi, uint64_t size, uint64_t align, bool high, const char *what,
-                  uint64_t *start, struct nerr *e);
+int boot_place_in(struct boot_place *p, uint64_t lo, uint64_t hi, uint64_t size, uint64_t align, bool high,
+                  const char *what, uint64_t *start, struct nerr *e);
 /* The host bytes of a claimed range. */
 void *boot_place_ptr(const struct boot_place *p, uint64_t start, uint64_t size);
 
@@ -64,7 +64,7 @@ struct boot_elf {
     uint64_t entry;
     uint64_t phoff;
     uint16_t phnum, phentsize, type, machine;
-    bool high_half;    /* a loaded segment is linked in the upper half: a kernel, no program */
+    bool high_half; /* a loaded segment is linked in the upper half: a kernel, no program */
     bool has_interp;
     bool has_pvh;
     uint64_t pvh_entry;
@@ -75,12 +75,15 @@ bool boot_elf_is(const uint8_t *head);
 /* Checks header and program headers, looks for the PVH note. */
 int boot_elf_parse(const struct boot_file *f, struct boot_elf *elf, struct nerr *e);
 /* Loads every PT_LOAD at its physical address. `*entry`: the entry point as a physical address. */
-int boot_elf_load(const struct boot_file *f, const struct boot_elf *elf, struct boot_place *p, uint64_t *entry, struct nerr *e);
+int boot_elf_load(const struct boot_file *f, const struct boot_elf *elf, struct boot_place *p, uint64_t *entry,
+                  struct nerr *e);
 
 /* ---- one per format: `check` looks at the file alone, `load` does the work ---- */
 int boot_bzimage_check(const struct boot_image *b, const uint8_t *head, struct nerr *e);
-int boot_bzimage_load(const struct boot_image *b, struct boot_place *p, gpa_t rsdp, struct cpu_state *s, struct nerr *e);
-int boot_vmlinux_load(const struct boot_image *b, struct boot_place *p, gpa_t rsdp, struct cpu_state *s, struct nerr *e);
+int boot_bzimage_load(const struct boot_image *b, struct boot_place *p, gpa_t rsdp, struct cpu_state *s,
+                      struct nerr *e);
+int boot_vmlinux_load(const struct boot_image *b, struct boot_place *p, gpa_t rsdp, struct cpu_state *s,
+                      struct nerr *e);
 int boot_pvh_load(const struct boot_image *b, struct boot_place *p, gpa_t rsdp, struct cpu_state *s, struct nerr *e);
 bool boot_multiboot_is(const uint8_t *head, uint64_t size);
 int boot_multiboot_check(const struct boot_image *b, const uint8_t *head, struct nerr *e);
@@ -94,6 +97,7 @@ int boot_start_32(struct boot_place *p, uint64_t entry, struct cpu_state *s, str
 /* Copies a string with its zero into low memory. */
 int boot_put_string(struct boot_place *p, const char *text, const char *what, uint64_t *addr, struct nerr *e);
 /* Loads a module or initrd into [lo, hi). An empty file places nothing and gives 0. */
-int boot_put_module(struct boot_place *p, const struct boot_file *f, uint64_t lo, uint64_t hi, bool high, uint64_t *addr, struct nerr *e);
+int boot_put_module(struct boot_place *p, const struct boot_file *f, uint64_t lo, uint64_t hi, bool high,
+                    uint64_t *addr, struct nerr *e);
 
 #endif

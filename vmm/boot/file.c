@@ -36,8 +36,7 @@ int boot_file_open(struct boot_file *f, const char *what, const char *path, stru
 
 void boot_file_close(struct boot_file *f)
 {
-    if (f->path && f->fd >= 0)
-        close(f->fd);
+    if (f->path && f->fd >= 0) close(f->fd);
     free(f->path);
     *f = (struct boot_file){.fd = -1};
 }
@@ -45,19 +44,18 @@ void boot_file_close(struct boot_file *f)
 int boot_file_read(const struct boot_file *f, uint64_t off, void *dst, uint64_t len, struct nerr *e)
 {
     if (off > f->size || len > f->size - off)
-        return nerr_set(e, -EINVAL, "%s: cut short: 0x%llx bytes at offset 0x%llx are missing (file has 0x%llx); get a whole copy",
+        return nerr_set(e, -EINVAL,
+                        "%s: cut short: 0x%llx bytes at offset 0x%llx are missing (file has 0x%llx); get a whole copy",
                         f->path, (unsigned long long)len, (unsigned long long)off, (unsigned long long)f->size);
     uint8_t *p = dst;
     while (len) {
         ssize_t n = pread(f->fd, p, len, (off_t)off);
-        if (n < 0 && errno == EINTR)
-            continue;
+        if (n < 0 && errno == EINTR) continue;
         if (n < 0) {
             int err = errno;
             return nerr_set(e, -err, "%s: read at offset 0x%llx: %s", f->path, (unsigned long long)off, strerror(err));
         }
-        if (n == 0)
-            return nerr_set(e, -EIO, "%s: became shorter while it was read; try again", f->path);
+        if (n == 0) return nerr_set(e, -EIO, "%s: became shorter while it was read; try again", f->path);
         p += n;
         off += (uint64_t)n;
         len -= (uint64_t)n;

@@ -26,23 +26,21 @@ static int get_header(const struct boot_image *b, const uint8_t *head, struct se
 {
     uint32_t magic;
     memcpy(&magic, head + 0x202, sizeof(magic));
-    if (magic != HDR_MAGIC)
-        return refuse(b, e, "no Linux setup header any more; the file changed, try again");
+    if (magic != HDR_MAGIC) return refuse(b, e, "no Linux setup header any more; the file changed, try again");
     size_t end = 0x202 + head[0x201];
     size_t len = end - HDR_OFFSET;
     memset(h, 0, sizeof(*h));
     memcpy(h, head + HDR_OFFSET, len < sizeof(*h) ? len : sizeof(*h));
-    if (h->version < 0x020c)
-        return refuse(b, e, "boot protocol older than 2.12 (Linux 3.8); use a newer kernel");
+    if (h->version < 0x020c) return refuse(b, e, "boot protocol older than 2.12 (Linux 3.8); use a newer kernel");
     if (!(h->xloadflags & XLF_KERNEL_64))
         return refuse(b, e, "no 64-bit entry (a 32-bit kernel?); use an x86-64 kernel");
-    if (!(h->loadflags & LOADED_HIGH))
-        return refuse(b, e, "a zImage, loaded below 1 MiB; use a bzImage");
+    if (!(h->loadflags & LOADED_HIGH)) return refuse(b, e, "a zImage, loaded below 1 MiB; use a bzImage");
     return 0;
 }
 
 /* File range of the protected-mode part. */
-static int payload(const struct boot_image *b, const struct setup_header *h, uint64_t *off, uint64_t *len, struct nerr *e)
+static int payload(const struct boot_image *b, const struct setup_header *h, uint64_t *off, uint64_t *len,
+                   struct nerr *e)
 {
     unsigned sects = h->setup_sects ? h->setup_sects : 4; /* 0 means 4, for historical reasons */
     *off = (uint64_t)(sects + 1) * 512;
@@ -52,8 +50,8 @@ static int payload(const struct boot_image *b, const struct setup_header *h, uin
     if ((uint64_t)h->syssize * 16 > *len + 15)
         return refuse(b, e, "cut short: smaller than its header says; get a whole copy");
     if (strlen(b->append) > h->cmdline_size)
-        return nerr_set(e, -EINVAL, "--append: %zu bytes are more than this kernel takes (%u); shorten it", strlen(b->append),
-                        h->cmdline_size);
+        return nerr_set(e, -EINVAL, "--append: %zu bytes are more than this kernel takes (%u); shorten it",
+                        strlen(b->append), h->cmdline_size);
     return 0;
 }
 
@@ -71,10 +69,8 @@ static int place_kernel(const struct boot_image *b, const struct setup_header *h
 {
     uint64_t room = h->init_size > len ? h->init_size : len;
     *load = h->pref_address;
-    if (!boot_place_at(p, *load, room, b->kernel.path, e))
-        return 0;
-    if (!h->relocatable_kernel)
-        return -ENOMEM; /* with boot_place_at's message */
+    if (!boot_place_at(p, *load, room, b->kernel.path, e)) return 0;
+    if (!h->relocatable_kernel) return -ENOMEM; /* with boot_place_at's message */
     uint64_t align = h->kernel_alignment;
     if (align < PAGE_SIZE || align & (align - 1))
         return refuse(b, e, "broken setup header (kernel_alignment); get a whole copy");
@@ -86,15 +82,11 @@ static int put_params(const struct boot_image *b, const struct setup_header *h, 
                       uint64_t *where, struct nerr *e)
 {
     uint64_t cmdline, initrd = 0, top = h->initrd_addr_max ? (uint64_t)h->initrd_addr_max + 1 : DEFAULT_INITRD_MAX + 1;
-    if (top > GUEST_LOW_RAM_END)
-        top = GUEST_LOW_RAM_END;
+    if (top > GUEST_LOW_RAM_END) top = GUEST_LOW_RAM_END;
     int r = boot_place_in(p, 0x1000, 0x9fc00, sizeof(struct boot_params), PAGE_SIZE, false, "boot_params", where, e);
-    if (!r)
-        r = boot_put_string(p, b->append, "kernel command line", &cmdline, e);
-    if (!r && b->modules)
-        r = boot_put_module(p, &b->module[0].file, 0x100000, top, true, &initrd, e);
-    if (r)
-        return r;
+    if (!r) r = boot_put_string(p, b->append, "kernel command line", &cmdline, e);
+    if (!r && b->modules) r = boot_put_module(p, &b->module[0].file, 0x100000, top, true, &initrd, e);
+    if (r) return r;
     struct boot_params bp;
     memset(&bp, 0, sizeof(bp));
     bp.hdr = *h;
@@ -122,22 +114,15 @@ int boot_bzimage_load(const struct boot_image *b, struct boot_place *p, gpa_t rs
     struct setup_header h;
     uint64_t off, len, load, params;
     int r = boot_file_read(&b->kernel, 0, head, sizeof(head), e);
-    if (!r)
-        r = get_header(b, head, &h, e);
-    if (!r)
-        r = payload(b, &h, &off, &len, e);
-    if (!r)
-        r = place_kernel(b, &h, len, p, &load, e);
-    if (!r)
-        r = boot_file_read(&b->kernel, off, boot_place_ptr(p, load, len), len, e);
-    if (r)
-        return r;
+    if (!r) r = get_header(b, head, &h, e);
+    if (!r) r = payload(b, &h, &off, &len, e);
+    if (!r) r = place_kernel(b, &h, len, p, &load, e);
+    if (!r) r = boot_file_read(&b->kernel, off, boot_place_ptr(p, load, len), len, e);
+    if (r) return r;
     h.code32_start = (uint32_t)load;
     r = put_params(b, &h, p, rsdp, &params, e);
-    if (!r)
-        r = boot_start_64(p, load + ENTRY_64, s, e);
-    if (!r)
-        s->gpr[6] = params; /* RSI */
+    if (!r) r = boot_start_64(p, load + ENTRY_64, s, e);
+    if (!r) s->gpr[6] = params; /* RSI */
     return r;
 }
 
@@ -145,20 +130,21 @@ int boot_vmlinux_load(const struct boot_image *b, struct boot_place *p, gpa_t rs
 {
     struct boot_elf elf;
     uint64_t entry, params;
-    struct setup_header h = {.boot_flag = 0xaa55, .header = HDR_MAGIC, .version = 0x020c, .loadflags = LOADED_HIGH,
-                             .cmdline_size = COMMAND_LINE_SIZE, .kernel_alignment = 0x200000, .xloadflags = XLF_KERNEL_64};
+    struct setup_header h = {.boot_flag = 0xaa55,
+                             .header = HDR_MAGIC,
+                             .version = 0x020c,
+                             .loadflags = LOADED_HIGH,
+                             .cmdline_size = COMMAND_LINE_SIZE,
+                             .kernel_alignment = 0x200000,
+                             .xloadflags = XLF_KERNEL_64};
     int r = boot_elf_parse(&b->kernel, &elf, e);
-    if (!r)
-        r = boot_elf_load(&b->kernel, &elf, p, &entry, e);
-    if (!r && entry > UINT32_MAX)
-        r = refuse(b, e, "its entry point lies in none of its segments; the image is broken");
+    if (!r) r = boot_elf_load(&b->kernel, &elf, p, &entry, e);
+    if (!r && entry > UINT32_MAX) r = refuse(b, e, "its entry point lies in none of its segments; the image is broken");
     if (!r && strlen(b->append) > COMMAND_LINE_SIZE)
-        r = nerr_set(e, -EINVAL, "--append: %zu bytes are more than Linux takes (%d); shorten it", strlen(b->append), COMMAND_LINE_SIZE);
-    if (!r)
-        r = put_params(b, &h, p, rsdp, &params, e);
-    if (!r)
-        r = boot_start_64(p, entry, s, e);
-    if (!r)
-        s->gpr[6] = params; /* RSI */
+        r = nerr_set(e, -EINVAL, "--append: %zu bytes are more than Linux takes (%d); shorten it", strlen(b->append),
+                     COMMAND_LINE_SIZE);
+    if (!r) r = put_params(b, &h, p, rsdp, &params, e);
+    if (!r) r = boot_start_64(p, entry, s, e);
+    if (!r) s->gpr[6] = params; /* RSI */
     return r;
 }

@@ -21,10 +21,8 @@ void boot_memory_map_init(struct boot_memory_map *map, const struct guest_memory
 /* Appends unless empty; `out` is built in order. */
 static bool append(struct boot_memory_map *out, uint64_t start, uint64_t end, uint32_t type)
 {
-    if (start >= end)
-        return true;
-    if (out->ranges == BOOT_MAX_RANGES)
-        return false;
+    if (start >= end) return true;
+    if (out->ranges == BOOT_MAX_RANGES) return false;
     out->range[out->ranges++] = (struct boot_memory_range){start, end - start, type};
     return true;
 }
@@ -32,7 +30,8 @@ static bool append(struct boot_memory_map *out, uint64_t start, uint64_t end, ui
 int boot_memory_map_set(struct boot_memory_map *map, uint64_t addr, uint64_t size, uint32_t type, struct nerr *e)
 {
     if (size == 0 || addr + size < addr)
-        return nerr_set(e, -EINVAL, "memory map: impossible range 0x%llx+0x%llx", (unsigned long long)addr, (unsigned long long)size);
+        return nerr_set(e, -EINVAL, "memory map: impossible range 0x%llx+0x%llx", (unsigned long long)addr,
+                        (unsigned long long)size);
     uint64_t end = addr + size;
     struct boot_memory_map out = {.ranges = 0};
     bool placed = false, ok = true;
@@ -44,13 +43,10 @@ int boot_memory_map_set(struct boot_memory_map *map, uint64_t addr, uint64_t siz
             ok = append(&out, addr, end, type);
             placed = true;
         }
-        if (ok)
-            ok = append(&out, s > end ? s : end, t, old); /* and behind it */
+        if (ok) ok = append(&out, s > end ? s : end, t, old); /* and behind it */
     }
-    if (ok && !placed)
-        ok = append(&out, addr, end, type);
-    if (!ok)
-        return nerr_set(e, -ENOSPC, "memory map: more than %d ranges", BOOT_MAX_RANGES);
+    if (ok && !placed) ok = append(&out, addr, end, type);
+    if (!ok) return nerr_set(e, -ENOSPC, "memory map: more than %d ranges", BOOT_MAX_RANGES);
     *map = out;
     return 0;
 }

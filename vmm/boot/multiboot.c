@@ -34,7 +34,8 @@ struct info {
     uint8_t framebuffer[28];
 };
 _Static_assert(offsetof(struct info, mmap_length) == 44 && offsetof(struct info, boot_loader_name) == 64 &&
-                   sizeof(struct info) == 116, "multiboot information layout");
+                   sizeof(struct info) == 116,
+               "multiboot information layout");
 
 struct module_entry {
     uint32_t start, end, string, reserved;
@@ -58,11 +59,9 @@ static long find_header(const uint8_t *head, uint64_t size, struct header *h)
     uint64_t n = size < BOOT_HEAD_SIZE ? size : BOOT_HEAD_SIZE;
     for (uint64_t off = 0; off + 12 <= n; off += 4) {
         memcpy(h, head + off, 12);
-        if (h->magic != HEADER_MAGIC || h->magic + h->flags + h->checksum != 0)
-            continue;
+        if (h->magic != HEADER_MAGIC || h->magic + h->flags + h->checksum != 0) continue;
         memset((uint8_t *)h + 12, 0, sizeof(*h) - 12);
-        if (!(h->flags & HEADER_ADDRESSES))
-            return (long)off;
+        if (!(h->flags & HEADER_ADDRESSES)) return (long)off;
         if (off + sizeof(*h) <= n) {
             memcpy(h, head + off, sizeof(*h));
             return (long)off;
@@ -82,44 +81,46 @@ int boot_multiboot_check(const struct boot_image *b, const uint8_t *head, struct
     struct header h;
     struct boot_elf elf;
     if (find_header(head, b->kernel.size, &h) < 0)
-        return nerr_set(e, -EINVAL, "kernel %s: no multiboot header any more; the file changed, try again", b->kernel.path);
+        return nerr_set(e, -EINVAL, "kernel %s: no multiboot header any more; the file changed, try again",
+                        b->kernel.path);
     if (h.flags & HEADER_MUST_KNOW & ~HEADER_GRANTED)
-        return nerr_set(e, -EINVAL, "kernel %s: its multiboot header requires features 0x%x, which are not known here; use another kernel",
-                        b->kernel.path, h.flags & HEADER_MUST_KNOW & ~HEADER_GRANTED);
-    if (h.flags & HEADER_ADDRESSES)
-        return 0;
+        return nerr_set(
+            e, -EINVAL,
+            "kernel %s: its multiboot header requires features 0x%x, which are not known here; use another kernel",
+            b->kernel.path, h.flags & HEADER_MUST_KNOW & ~HEADER_GRANTED);
+    if (h.flags & HEADER_ADDRESSES) return 0;
     if (!boot_elf_is(head))
-        return nerr_set(e, -EINVAL, "kernel %s: its multiboot header names no addresses and it is no ELF file; use another kernel", b->kernel.path);
+        return nerr_set(e, -EINVAL,
+                        "kernel %s: its multiboot header names no addresses and it is no ELF file; use another kernel",
+                        b->kernel.path);
     return boot_elf_parse(&b->kernel, &elf, e);
 }
 
 static int bad_addresses(const struct boot_image *b, struct nerr *e)
 {
-    return nerr_set(e, -EINVAL, "kernel %s: the addresses in its multiboot header contradict each other; the image is broken", b->kernel.path);
+    return nerr_set(e, -EINVAL,
+                    "kernel %s: the addresses in its multiboot header contradict each other; the image is broken",
+                    b->kernel.path);
 }
 
 /* Images that say themselves where they go. */
-static int load_addressed(const struct boot_image *b, const struct header *h, uint64_t off, struct boot_place *p, uint64_t *entry, struct nerr *e)
+static int load_addressed(const struct boot_image *b, const struct header *h, uint64_t off, struct boot_place *p,
+                          uint64_t *entry, struct nerr *e)
 {
-    if (h->header_addr < h->load_addr || h->header_addr - h->load_addr > off)
-        return bad_addresses(b, e);
+    if (h->header_addr < h->load_addr || h->header_addr - h->load_addr > off) return bad_addresses(b, e);
     uint64_t from = off - (h->header_addr - h->load_addr), len = b->kernel.size - from;
     if (h->load_end_addr) {
-        if (h->load_end_addr < h->load_addr || h->load_end_addr - h->load_addr > len)
-            return bad_addresses(b, e);
+        if (h->load_end_addr < h->load_addr || h->load_end_addr - h->load_addr > len) return bad_addresses(b, e);
         len = h->load_end_addr - h->load_addr;
     }
     uint64_t end = h->load_addr + len;
     if (h->bss_end_addr) {
-        if (h->bss_end_addr < end)
-            return bad_addresses(b, e);
+        if (h->bss_end_addr < end) return bad_addresses(b, e);
         end = h->bss_end_addr;
     }
-    if (end == h->load_addr || h->entry_addr < h->load_addr || h->entry_addr >= end)
-        return bad_addresses(b, e);
+    if (end == h->load_addr || h->entry_addr < h->load_addr || h->entry_addr >= end) return bad_addresses(b, e);
     int r = boot_place_at(p, h->load_addr, end - h->load_addr, b->kernel.path, e);
-    if (r)
-        return r;
+    if (r) return r;
     uint8_t *dst = boot_place_ptr(p, h->load_addr, end - h->load_addr);
     r = boot_file_read(&b->kernel, from, dst, len, e);
     memset(dst + len, 0, end - h->load_addr - len);
@@ -132,23 +133,19 @@ static int load_kernel(const struct boot_image *b, struct boot_place *p, uint64_
     uint8_t *head = calloc(1, BOOT_HEAD_SIZE);
     struct header h;
     struct boot_elf elf;
-    if (!head)
-        return nerr_set(e, -ENOMEM, "kernel %s: out of memory", b->kernel.path);
+    if (!head) return nerr_set(e, -ENOMEM, "kernel %s: out of memory", b->kernel.path);
     uint64_t n = b->kernel.size < BOOT_HEAD_SIZE ? b->kernel.size : BOOT_HEAD_SIZE;
     int r = boot_file_read(&b->kernel, 0, head, n, e);
-    if (!r)
-        r = boot_multiboot_check(b, head, e);
+    if (!r) r = boot_multiboot_check(b, head, e);
     long off = r ? -1 : find_header(head, n, &h);
     free(head);
-    if (r)
-        return r;
-    if (h.flags & HEADER_ADDRESSES)
-        return load_addressed(b, &h, (uint64_t)off, p, entry, e);
+    if (r) return r;
+    if (h.flags & HEADER_ADDRESSES) return load_addressed(b, &h, (uint64_t)off, p, entry, e);
     r = boot_elf_parse(&b->kernel, &elf, e);
-    if (!r)
-        r = boot_elf_load(&b->kernel, &elf, p, entry, e);
+    if (!r) r = boot_elf_load(&b->kernel, &elf, p, entry, e);
     if (!r && *entry > UINT32_MAX)
-        r = nerr_set(e, -EINVAL, "kernel %s: its entry point lies in none of its segments; the image is broken", b->kernel.path);
+        r = nerr_set(e, -EINVAL, "kernel %s: its entry point lies in none of its segments; the image is broken",
+                     b->kernel.path);
     return r;
 }
 
@@ -157,16 +154,14 @@ static int load_modules(const struct boot_image *b, struct boot_place *p, struct
 {
     uint64_t lo = 0x100000;
     for (unsigned i = 0; i < p->n; i++)
-        if (p->used[i].end > lo)
-            lo = p->used[i].end;
+        if (p->used[i].end > lo) lo = p->used[i].end;
     for (unsigned i = 0; i < b->modules; i++) {
         uint64_t at, string;
         int r = boot_put_module(p, &b->module[i].file, lo, GUEST_LOW_RAM_END, false, &at, e);
-        if (!r)
-            r = boot_put_string(p, b->module[i].args, "module string", &string, e);
-        if (r)
-            return r;
-        a->module[i] = (struct module_entry){.start = (uint32_t)at, .end = (uint32_t)(at + b->module[i].file.size), .string = (uint32_t)string};
+        if (!r) r = boot_put_string(p, b->module[i].args, "module string", &string, e);
+        if (r) return r;
+        a->module[i] = (struct module_entry){
+            .start = (uint32_t)at, .end = (uint32_t)(at + b->module[i].file.size), .string = (uint32_t)string};
     }
     return 0;
 }
@@ -187,9 +182,9 @@ static void fill_memory(struct area *a, const struct boot_place *p)
     uint64_t upper_end = 0x100000;
     for (unsigned i = 0; i < p->map->ranges; i++) {
         const struct boot_memory_range *m = &p->map->range[i];
-        a->map[i] = (struct mmap_entry){.size = sizeof(struct mmap_entry) - 4, .addr = m->addr, .len = m->size, .type = m->type};
-        if (m->type == BOOT_RAM && m->addr == 0x100000)
-            upper_end = m->addr + m->size;
+        a->map[i] = (struct mmap_entry){
+            .size = sizeof(struct mmap_entry) - 4, .addr = m->addr, .len = m->size, .type = m->type};
+        if (m->type == BOOT_RAM && m->addr == 0x100000) upper_end = m->addr + m->size;
     }
     a->info.mem_lower = LOW_KIB;
     a->info.mem_upper = (uint32_t)((upper_end - 0x100000) >> 10);
@@ -201,18 +196,12 @@ int boot_multiboot_load(const struct boot_image *b, struct boot_place *p, struct
     uint64_t entry, cmdline, loader, at;
     memset(&a, 0, sizeof(a));
     int r = load_kernel(b, p, &entry, e);
-    if (!r)
-        r = load_modules(b, p, &a, e);
-    if (!r)
-        r = put_cmdline(b, p, &cmdline, e);
-    if (!r)
-        r = boot_put_string(p, "nacelle", "boot loader name", &loader, e);
-    if (!r)
-        r = boot_place_in(p, 0x1000, 0x9fc00, sizeof(a), 16, false, "multiboot information", &at, e);
-    if (!r)
-        r = boot_start_32(p, entry, s, e);
-    if (r)
-        return r;
+    if (!r) r = load_modules(b, p, &a, e);
+    if (!r) r = put_cmdline(b, p, &cmdline, e);
+    if (!r) r = boot_put_string(p, "nacelle", "boot loader name", &loader, e);
+    if (!r) r = boot_place_in(p, 0x1000, 0x9fc00, sizeof(a), 16, false, "multiboot information", &at, e);
+    if (!r) r = boot_start_32(p, entry, s, e);
+    if (r) return r;
     fill_memory(&a, p);
     a.info.flags = INFO_MEMORY | INFO_CMDLINE | INFO_MODULES | INFO_MMAP | INFO_LOADER;
     a.info.cmdline = (uint32_t)cmdline;

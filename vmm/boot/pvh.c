@@ -49,18 +49,12 @@ int boot_pvh_load(const struct boot_image *b, struct boot_place *p, gpa_t rsdp, 
     int r = boot_elf_parse(&b->kernel, &elf, e);
     if (!r && !elf.has_pvh)
         r = nerr_set(e, -EINVAL, "kernel %s: its PVH note went away while it was read; try again", b->kernel.path);
-    if (!r)
-        r = boot_elf_load(&b->kernel, &elf, p, &elf_entry, e);
-    if (!r && b->modules)
-        r = boot_put_module(p, &b->module[0].file, 0x100000, GUEST_LOW_RAM_END, true, &initrd, e);
-    if (!r)
-        r = boot_put_string(p, b->append, "kernel command line", &cmdline, e);
-    if (!r)
-        r = boot_place_in(p, 0x1000, 0x9fc00, sizeof(area), 16, false, "PVH start info", &at, e);
-    if (!r)
-        r = boot_start_32(p, elf.pvh_entry, s, e);
-    if (r)
-        return r;
+    if (!r) r = boot_elf_load(&b->kernel, &elf, p, &elf_entry, e);
+    if (!r && b->modules) r = boot_put_module(p, &b->module[0].file, 0x100000, GUEST_LOW_RAM_END, true, &initrd, e);
+    if (!r) r = boot_put_string(p, b->append, "kernel command line", &cmdline, e);
+    if (!r) r = boot_place_in(p, 0x1000, 0x9fc00, sizeof(area), 16, false, "PVH start info", &at, e);
+    if (!r) r = boot_start_32(p, elf.pvh_entry, s, e);
+    if (r) return r;
     fill(&area, at, p, cmdline, rsdp);
     if (initrd) {
         area.info.nr_modules = 1;

@@ -45,8 +45,7 @@ static int set_segments(struct boot_place *p, struct cpu_state *s, unsigned code
     gdt[code / 8] = code_desc;
     gdt[data / 8] = DATA32;
     int r = boot_place_in(p, LOW_START, LOW_END, sizeof(gdt), 16, false, "start-up GDT", &addr, e);
-    if (r)
-        return r;
+    if (r) return r;
     memcpy(boot_place_ptr(p, addr, sizeof(gdt)), gdt, sizeof(gdt));
     s->gdt = (struct cpu_table){.base = addr, .limit = (uint16_t)((data / 8 + 1) * 8 - 1)};
     s->idt = (struct cpu_table){.base = 0, .limit = 0};
@@ -71,7 +70,8 @@ static void start_common(struct cpu_state *s, uint64_t entry)
 int boot_start_32(struct boot_place *p, uint64_t entry, struct cpu_state *s, struct nerr *e)
 {
     if (entry > UINT32_MAX)
-        return nerr_set(e, -EINVAL, "kernel: its 32-bit entry point 0x%llx lies above 4 GiB; the image is broken", (unsigned long long)entry);
+        return nerr_set(e, -EINVAL, "kernel: its 32-bit entry point 0x%llx lies above 4 GiB; the image is broken",
+                        (unsigned long long)entry);
     start_common(s, entry);
     s->cr0 = CR0_PE | CR0_ET;
     return set_segments(p, s, 0x08, CODE32, 0x10, e);
@@ -81,15 +81,12 @@ int boot_start_32(struct boot_place *p, uint64_t entry, struct cpu_state *s, str
 static int identity_map(struct boot_place *p, uint64_t *root, struct nerr *e)
 {
     int r = boot_place_in(p, LOW_START, LOW_END, 6 * PAGE_SIZE, PAGE_SIZE, false, "start-up page tables", root, e);
-    if (r)
-        return r;
+    if (r) return r;
     uint64_t *t = boot_place_ptr(p, *root, 6 * PAGE_SIZE);
     memset(t, 0, 6 * PAGE_SIZE);
     t[0] = (*root + PAGE_SIZE) | PTE_P | PTE_W;
-    for (unsigned i = 0; i < 4; i++)
-        t[512 + i] = (*root + (2 + i) * PAGE_SIZE) | PTE_P | PTE_W;
-    for (uint64_t i = 0; i < 4 * 512; i++)
-        t[1024 + i] = (i << 21) | PTE_P | PTE_W | PTE_PS;
+    for (unsigned i = 0; i < 4; i++) t[512 + i] = (*root + (2 + i) * PAGE_SIZE) | PTE_P | PTE_W;
+    for (uint64_t i = 0; i < 4 * 512; i++) t[1024 + i] = (i << 21) | PTE_P | PTE_W | PTE_PS;
     return 0;
 }
 
@@ -98,10 +95,8 @@ int boot_start_64(struct boot_place *p, uint64_t entry, struct cpu_state *s, str
     uint64_t root;
     start_common(s, entry);
     int r = set_segments(p, s, 0x10, CODE64, 0x18, e);
-    if (!r)
-        r = identity_map(p, &root, e);
-    if (r)
-        return r;
+    if (!r) r = identity_map(p, &root, e);
+    if (r) return r;
     s->cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
     s->cr3 = root;
     s->cr4 = CR4_PAE;
@@ -113,15 +108,14 @@ int boot_put_string(struct boot_place *p, const char *text, const char *what, ui
 {
     uint64_t len = strlen(text) + 1;
     int r = boot_place_in(p, LOW_START, LOW_END, len, 16, false, what, addr, e);
-    if (!r)
-        memcpy(boot_place_ptr(p, *addr, len), text, len);
+    if (!r) memcpy(boot_place_ptr(p, *addr, len), text, len);
     return r;
 }
 
-int boot_put_module(struct boot_place *p, const struct boot_file *f, uint64_t lo, uint64_t hi, bool high, uint64_t *addr, struct nerr *e)
+int boot_put_module(struct boot_place *p, const struct boot_file *f, uint64_t lo, uint64_t hi, bool high,
+                    uint64_t *addr, struct nerr *e)
 {
     int r = boot_place_in(p, lo, hi, f->size, PAGE_SIZE, high, f->path, addr, e);
-    if (!r && f->size)
-        r = boot_file_read(f, 0, boot_place_ptr(p, *addr, f->size), f->size, e);
+    if (!r && f->size) r = boot_file_read(f, 0, boot_place_ptr(p, *addr, f->size), f->size, e);
     return r;
 }

@@ -57,10 +57,10 @@ struct cpu_state {
     uint64_t dr[8]; /* 0-3, 6, 7 */
     uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
-    uint64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
-    bool halted;         /* waits in HLT */
-    bool irq_shadow;     /* STI / MOV SS shadow */
-    bool nmi_blocked;    /* between NMI delivery and IRET */
+    uint64_t tsc_offset;                        /* guest TSC = host TSC + tsc_offset */
+    bool halted;                                /* waits in HLT */
+    bool irq_shadow;                            /* STI / MOV SS shadow */
+    bool nmi_blocked;                           /* between NMI delivery and IRET */
     _Alignas(64) uint8_t xsave[CPU_XSAVE_SIZE]; /* standard-format XSAVE image */
 };
 
@@ -125,7 +125,8 @@ struct engine_ops {
     int (*create)(const struct engine_config *cfg, struct engine **out, struct nerr *e);
     void (*destroy)(struct engine *g);
     /* `id` is also the APIC id. The port outlives the vCPU. The new vCPU is in the reset state. */
-    int (*vcpu_create)(struct engine *g, unsigned id, const struct vcpu_irq_port *port, struct vcpu **out, struct nerr *e);
+    int (*vcpu_create)(struct engine *g, unsigned id, const struct vcpu_irq_port *port, struct vcpu **out,
+                       struct nerr *e);
     int (*get_state)(struct vcpu *v, struct cpu_state *s);
     int (*set_state)(struct vcpu *v, const struct cpu_state *s, struct nerr *e);
     /* Runs until there is something for the VMM to do. Never fails: problems are VCPU_EXIT_FAIL. */

@@ -27,11 +27,10 @@ void cpu_state_reset(struct cpu_state *s)
     s->gpr[2] = 0x600; /* EDX: a family-6 signature */
     s->rip = 0xfff0;
     s->rflags = 2;
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        s->seg[i] = real_mode_segment(0, 0, 3); /* data, read/write, accessed */
-    s->seg[SEG_CS] = real_mode_segment(0xf000, 0xffff0000, 0xb); /* code, readable, accessed */
-    s->tr = (struct cpu_segment){.attr = SEG_ATTR_P | 0xb, .limit = 0xffff};   /* busy 32-bit TSS */
-    s->ldtr = (struct cpu_segment){.attr = SEG_ATTR_P | 0x2, .limit = 0xffff}; /* LDT */
+    for (unsigned i = 0; i < SEG_COUNT; i++) s->seg[i] = real_mode_segment(0, 0, 3); /* data, read/write, accessed */
+    s->seg[SEG_CS] = real_mode_segment(0xf000, 0xffff0000, 0xb);                     /* code, readable, accessed */
+    s->tr = (struct cpu_segment){.attr = SEG_ATTR_P | 0xb, .limit = 0xffff};         /* busy 32-bit TSS */
+    s->ldtr = (struct cpu_segment){.attr = SEG_ATTR_P | 0x2, .limit = 0xffff};       /* LDT */
     s->gdt.limit = 0xffff;
     s->idt.limit = 0xffff;
     s->cr0 = 0x60000010;

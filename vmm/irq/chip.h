@@ -21,7 +21,13 @@ _Static_assert(ENGINE_MAX_VCPUS <= 64, "struct irq_kick has one bit per vCPU");
 
 /* Delivery modes of ICR, LVT, redirection entries and MSI (SDM vol. 3 10.5.1, 10.6.1). */
 enum irq_mode {
-    IRQ_FIXED = 0, IRQ_LOWEST = 1, IRQ_SMI = 2, IRQ_NMI = 4, IRQ_INIT = 5, IRQ_SIPI = 6, IRQ_EXTINT = 7,
+    IRQ_FIXED = 0,
+    IRQ_LOWEST = 1,
+    IRQ_SMI = 2,
+    IRQ_NMI = 4,
+    IRQ_INIT = 5,
+    IRQ_SIPI = 6,
+    IRQ_EXTINT = 7,
 };
 
 struct irq_message {

@@ -18,12 +18,13 @@ struct event_loop; /* common/event.h */
 /* What the chip asks of the rest of the machine. Called without any lock of the chip held. */
 struct irqchip_host {
     void *ctx;
-    void (*interrupt)(void *ctx, unsigned vcpu); /* pending state of this vCPU's LAPIC changed */
-    void (*init)(void *ctx, unsigned vcpu);      /* INIT arrived: reset and wait for SIPI */
+    void (*interrupt)(void *ctx, unsigned vcpu);            /* pending state of this vCPU's LAPIC changed */
+    void (*init)(void *ctx, unsigned vcpu);                 /* INIT arrived: reset and wait for SIPI */
     void (*sipi)(void *ctx, unsigned vcpu, uint8_t vector); /* first SIPI after INIT */
 };
 
-int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip_host *host, struct irqchip **out, struct nerr *e);
+int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip_host *host, struct irqchip **out,
+                   struct nerr *e);
 void irqchip_destroy(struct irqchip *c);
 int irqchip_attach(struct irqchip *c, struct bus *b, struct nerr *e); /* PIC ports, IOAPIC at 0xfec00000, LAPIC MMIO */
 /* LAPIC MMIO (0xfee00000) needs to know which vCPU accesses it: the vCPU's thread says so once. */

@@ -128,7 +128,8 @@ int irqchip_attach(struct irqchip *c, struct bus *b, struct nerr *e)
 
 /* ---- life ---- */
 
-int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip_host *host, struct irqchip **out, struct nerr *e)
+int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip_host *host, struct irqchip **out,
+                   struct nerr *e)
 {
     if (vcpus < 1 || vcpus > ENGINE_MAX_VCPUS)
         return nerr_set(e, -EINVAL, "%u vCPUs: from 1 to %d are possible", vcpus, ENGINE_MAX_VCPUS);

@@ -3,10 +3,29 @@
 
 /* Register offsets in the xAPIC page; MSR 0x800 + offset / 16 in x2APIC mode. */
 enum {
-    REG_ID = 0x20, REG_VERSION = 0x30, REG_TPR = 0x80, REG_APR = 0x90, REG_PPR = 0xa0, REG_EOI = 0xb0, REG_RRD = 0xc0,
-    REG_LDR = 0xd0, REG_DFR = 0xe0, REG_SVR = 0xf0, REG_ISR = 0x100, REG_TMR = 0x180, REG_IRR = 0x200, REG_ESR = 0x280,
-    REG_CMCI = 0x2f0, REG_ICR = 0x300, REG_ICR_HIGH = 0x310, REG_LVT = 0x320, REG_LVT_LAST = 0x370, REG_INITIAL = 0x380,
-    REG_CURRENT = 0x390, REG_DIVIDE = 0x3e0, REG_SELF_IPI = 0x3f0,
+    REG_ID = 0x20,
+    REG_VERSION = 0x30,
+    REG_TPR = 0x80,
+    REG_APR = 0x90,
+    REG_PPR = 0xa0,
+    REG_EOI = 0xb0,
+    REG_RRD = 0xc0,
+    REG_LDR = 0xd0,
+    REG_DFR = 0xe0,
+    REG_SVR = 0xf0,
+    REG_ISR = 0x100,
+    REG_TMR = 0x180,
+    REG_IRR = 0x200,
+    REG_ESR = 0x280,
+    REG_CMCI = 0x2f0,
+    REG_ICR = 0x300,
+    REG_ICR_HIGH = 0x310,
+    REG_LVT = 0x320,
+    REG_LVT_LAST = 0x370,
+    REG_INITIAL = 0x380,
+    REG_CURRENT = 0x390,
+    REG_DIVIDE = 0x3e0,
+    REG_SELF_IPI = 0x3f0,
 };
 
 #define MSR_APIC_BASE 0x1b
@@ -20,7 +39,7 @@ enum {
 
 /* Writable bits; the read-only ones (delivery status 12, remote IRR 14) are ignored, the rest is reserved. */
 static const uint32_t lvt_writable[LVT_COUNT] = {
-    [LVT_TIMER] = 0x700ff,   [LVT_THERMAL] = 0x107ff, [LVT_PERF] = 0x107ff,
+    [LVT_TIMER] = 0x700ff, [LVT_THERMAL] = 0x107ff, [LVT_PERF] = 0x107ff,
     [LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff,   [LVT_ERROR] = 0x100ff,
 };
 static const uint32_t lvt_readonly[LVT_COUNT] = {
@@ -52,7 +71,8 @@ static void send_ipi(struct lapic *l, uint64_t icr, bool x2apic, struct irq_kick
         .mode = low >> 8 & 7,
         .vector = (uint8_t)low,
     };
-    if (m.mode == IRQ_INIT && low & ICR_TRIGGER_LEVEL && !(low & ICR_LEVEL_ASSERT)) return; /* INIT de-assert: no effect */
+    if (m.mode == IRQ_INIT && low & ICR_TRIGGER_LEVEL && !(low & ICR_LEVEL_ASSERT))
+        return; /* INIT de-assert: no effect */
     if ((m.mode == IRQ_FIXED || m.mode == IRQ_LOWEST) && m.vector < 16) {
         pthread_mutex_lock(&l->lock);
         lapic_error(l, ESR_SEND_ILLEGAL_VECTOR);
@@ -146,8 +166,21 @@ static void write_reg(struct lapic *l, uint32_t reg, uint32_t v)
 static bool known_reg(uint32_t reg)
 {
     switch (reg) {
-    case REG_ID: case REG_VERSION: case REG_TPR: case REG_APR: case REG_PPR: case REG_EOI: case REG_RRD: case REG_LDR:
-    case REG_DFR: case REG_SVR: case REG_ESR: case REG_ICR: case REG_ICR_HIGH: case REG_INITIAL: case REG_CURRENT:
+    case REG_ID:
+    case REG_VERSION:
+    case REG_TPR:
+    case REG_APR:
+    case REG_PPR:
+    case REG_EOI:
+    case REG_RRD:
+    case REG_LDR:
+    case REG_DFR:
+    case REG_SVR:
+    case REG_ESR:
+    case REG_ICR:
+    case REG_ICR_HIGH:
+    case REG_INITIAL:
+    case REG_CURRENT:
     case REG_DIVIDE: return true;
     default: return (reg >= REG_ISR && reg < REG_ESR) || (reg >= REG_LVT && reg <= REG_LVT_LAST);
     }
@@ -203,7 +236,8 @@ void lapic_mmio_write(struct lapic *l, uint32_t off, uint32_t v, struct irq_kick
 
 static bool x2apic_readable(uint32_t reg)
 {
-    return known_reg(reg) && reg != REG_APR && reg != REG_RRD && reg != REG_DFR && reg != REG_ICR_HIGH && reg != REG_EOI;
+    return known_reg(reg) && reg != REG_APR && reg != REG_RRD && reg != REG_DFR && reg != REG_ICR_HIGH &&
+           reg != REG_EOI;
 }
 
 static bool x2apic_read(struct lapic *l, uint32_t reg, uint64_t *value, struct irq_kick *k)
@@ -271,8 +305,8 @@ static bool mode_change_legal(uint64_t from, uint64_t to)
 {
     bool en = to & APIC_BASE_EN, ext = to & APIC_BASE_EXTD;
     if (ext && !en) return false;
-    if (ext && !(from & APIC_BASE_EN)) return false;            /* disabled -> x2APIC */
-    if (en && !ext && from & APIC_BASE_EXTD) return false;      /* x2APIC -> xAPIC */
+    if (ext && !(from & APIC_BASE_EN)) return false;       /* disabled -> x2APIC */
+    if (en && !ext && from & APIC_BASE_EXTD) return false; /* x2APIC -> xAPIC */
     return true;
 }
 

@@ -19,22 +19,19 @@
 static void on_interrupt(void *ctx, unsigned vcpu)
 {
     struct machine *m = ctx;
-    if (vcpu < m->cpus && m->vcpu[vcpu])
-        machine_vcpu_interrupt(m->vcpu[vcpu]);
+    if (vcpu < m->cpus && m->vcpu[vcpu]) machine_vcpu_interrupt(m->vcpu[vcpu]);
 }
 
 static void on_init(void *ctx, unsigned vcpu)
 {
     struct machine *m = ctx;
-    if (vcpu < m->cpus && m->vcpu[vcpu])
-        machine_vcpu_init_signal(m->vcpu[vcpu]);
+    if (vcpu < m->cpus && m->vcpu[vcpu]) machine_vcpu_init_signal(m->vcpu[vcpu]);
 }
 
 static void on_sipi(void *ctx, unsigned vcpu, uint8_t vector)
 {
     struct machine *m = ctx;
-    if (vcpu < m->cpus && m->vcpu[vcpu])
-        machine_vcpu_sipi_signal(m->vcpu[vcpu], vector);
+    if (vcpu < m->cpus && m->vcpu[vcpu]) machine_vcpu_sipi_signal(m->vcpu[vcpu], vector);
 }
 
 static size_t on_output(void *ctx, const uint8_t *data, size_t len)
@@ -48,8 +45,7 @@ static size_t on_output(void *ctx, const uint8_t *data, size_t len)
 static void on_room(void *ctx)
 {
     struct machine *m = ctx;
-    if (m->console.room)
-        m->console.room(m->console.ctx);
+    if (m->console.room) m->console.room(m->console.ctx);
 }
 
 static void on_power_off(void *ctx)
@@ -72,11 +68,13 @@ static void on_debug_exit(void *ctx, uint32_t status)
 static int check_config(const struct machine_config *c, struct nerr *e)
 {
     if (c->memory < MACHINE_MIN_MEMORY || c->memory > MACHINE_MAX_MEMORY || c->memory % PAGE_SIZE)
-        return nerr_set(e, -EINVAL, "--memory: %llu bytes is not possible; give a multiple of 4K from 2M to 1T", (unsigned long long)c->memory);
+        return nerr_set(e, -EINVAL, "--memory: %llu bytes is not possible; give a multiple of 4K from 2M to 1T",
+                        (unsigned long long)c->memory);
     if (c->cpus < 1 || c->cpus > MACHINE_MAX_CPUS)
         return nerr_set(e, -EINVAL, "--cpus: %u is not possible; give 1 to %d", c->cpus, MACHINE_MAX_CPUS);
     if (c->debug_exit_port != MACHINE_NO_DEBUG_EXIT && (c->debug_exit_port < 1 || c->debug_exit_port > 0xffff))
-        return nerr_set(e, -EINVAL, "--debug-exit: port %d is not possible; give 1 to 0xffff, usually 0xf4", c->debug_exit_port);
+        return nerr_set(e, -EINVAL, "--debug-exit: port %d is not possible; give 1 to 0xffff, usually 0xf4",
+                        c->debug_exit_port);
     return 0;
 }
 
@@ -85,37 +83,30 @@ static int load(struct machine *m, struct nerr *e)
 {
     struct acpi_config acpi = {.vcpus = m->cpus};
     int r = acpi_build(&m->memory, &acpi, &m->rsdp, e);
-    if (!r)
-        r = boot_load(m->image, &m->memory, &m->map, m->rsdp, m->boot_state, e);
+    if (!r) r = boot_load(m->image, &m->memory, &m->map, m->rsdp, m->boot_state, e);
     return r;
 }
 
 static int create_memory(struct machine *m, const struct machine_config *c, struct nerr *e)
 {
     int r = boot_open(c->kernel, c->initrd, c->append, &m->image, e);
-    if (!r)
-        r = guest_memory_create(&m->memory, c->memory, e);
-    if (r)
-        return r;
+    if (!r) r = guest_memory_create(&m->memory, c->memory, e);
+    if (r) return r;
     boot_memory_map_init(&m->map, &m->memory);
     r = boot_memory_map_set(&m->map, ACPI_AREA_BASE, ACPI_AREA_SIZE, BOOT_RESERVED, e);
     m->boot_state = aligned_alloc(64, sizeof(*m->boot_state));
-    if (!r && !m->boot_state)
-        r = nerr_set(e, -ENOMEM, "machine: out of memory");
+    if (!r && !m->boot_state) r = nerr_set(e, -ENOMEM, "machine: out of memory");
     return r ? r : load(m, e);
 }
 
 static int create_devices(struct machine *m, const struct machine_config *c, struct nerr *e)
 {
     m->loop = event_loop_create(e);
-    if (!m->loop)
-        return -ENOMEM;
+    if (!m->loop) return -ENOMEM;
     struct irqchip_host host = {.ctx = m, .interrupt = on_interrupt, .init = on_init, .sipi = on_sipi};
     int r = irqchip_create(m->cpus, m->loop, &host, &m->irqchip, e);
-    if (!r)
-        r = irqchip_attach(m->irqchip, &m->bus, e);
-    if (r)
-        return r;
+    if (!r) r = irqchip_attach(m->irqchip, &m->bus, e);
+    if (r) return r;
     struct platform_config p = {
         .loop = m->loop,
         .irqchip = m->irqchip,
@@ -124,7 +115,11 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
         .ram_size = m->memory.ram_size,
         .debug_exit_port = c->debug_exit_port == MACHINE_NO_DEBUG_EXIT ? 0 : (uint16_t)c->debug_exit_port,
         .testdev = c->debug_exit_port != MACHINE_NO_DEBUG_EXIT,
-        .cb = {.ctx = m, .serial_output = on_output, .serial_room = on_room, .power_off = on_power_off, .reset = on_reset,
+        .cb = {.ctx = m,
+               .serial_output = on_output,
+               .serial_room = on_room,
+               .power_off = on_power_off,
+               .reset = on_reset,
                .debug_exit = on_debug_exit},
     };
     return platform_create(&p, &m->platform, e);
@@ -136,8 +131,7 @@ static int create_vcpus(struct machine *m, struct nerr *e)
     int r = m->ops->create(&cfg, &m->engine, e);
     for (unsigned i = 0; i < m->cpus && !r; i++) {
         struct machine_vcpu *v = calloc(1, sizeof(*v));
-        if (!v)
-            return nerr_set(e, -ENOMEM, "machine: out of memory");
+        if (!v) return nerr_set(e, -ENOMEM, "machine: out of memory");
         v->machine = m;
         v->id = i;
         v->wait_sipi = i != 0;
@@ -155,11 +149,9 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
 {
     *out = NULL;
     int r = check_config(cfg, e);
-    if (r)
-        return r;
+    if (r) return r;
     struct machine *m = calloc(1, sizeof(*m));
-    if (!m)
-        return nerr_set(e, -ENOMEM, "machine: out of memory");
+    if (!m) return nerr_set(e, -ENOMEM, "machine: out of memory");
     m->name = cfg->name ? cfg->name : "vm";
     m->ops = cfg->engine;
     m->no_reboot = cfg->no_reboot;
@@ -170,10 +162,8 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
     atomic_init(&m->want, WANT_RUN);
     atomic_init(&m->state, MACHINE_CREATED);
     r = create_memory(m, cfg, e);
-    if (!r)
-        r = create_devices(m, cfg, e);
-    if (!r)
-        r = create_vcpus(m, e);
+    if (!r) r = create_devices(m, cfg, e);
+    if (!r) r = create_vcpus(m, e);
     if (r) {
         machine_destroy(m);
         return r;
@@ -184,22 +174,16 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
 
 void machine_destroy(struct machine *m)
 {
-    if (!m)
-        return;
+    if (!m) return;
     for (unsigned i = 0; i < m->cpus; i++)
         if (m->vcpu[i] && m->vcpu[i]->started)
             return; /* a thread that did not stop still uses all of this; the process ends soon and takes it along */
     /* The devices' timers stop before the vCPUs that they interrupt go away. */
-    if (m->platform)
-        platform_destroy(m->platform);
-    if (m->irqchip)
-        irqchip_destroy(m->irqchip);
-    if (m->engine)
-        m->ops->destroy(m->engine);
-    for (unsigned i = 0; i < m->cpus; i++)
-        free(m->vcpu[i]);
-    if (m->loop)
-        event_loop_destroy(m->loop);
+    if (m->platform) platform_destroy(m->platform);
+    if (m->irqchip) irqchip_destroy(m->irqchip);
+    if (m->engine) m->ops->destroy(m->engine);
+    for (unsigned i = 0; i < m->cpus; i++) free(m->vcpu[i]);
+    if (m->loop) event_loop_destroy(m->loop);
     boot_close(m->image);
     guest_memory_destroy(&m->memory);
     free(m->boot_state);
@@ -212,8 +196,7 @@ void machine_destroy(struct machine *m)
 
 static void kick_all(struct machine *m)
 {
-    for (unsigned i = 0; i < m->cpus; i++)
-        machine_vcpu_kick(m->vcpu[i]);
+    for (unsigned i = 0; i < m->cpus; i++) machine_vcpu_kick(m->vcpu[i]);
 }
 
 void machine_stop(struct machine *m, int status)
@@ -236,8 +219,7 @@ void machine_stop(struct machine *m, int status)
 /* Every page of RAM may have changed under translations the engine keeps. */
 static void forget_code(struct machine *m)
 {
-    if (!m->ops->memory_written)
-        return;
+    if (!m->ops->memory_written) return;
     for (unsigned i = 0; i < m->memory.slots; i++)
         m->ops->memory_written(m->engine, m->memory.slot[i].base, m->memory.slot[i].size);
 }
@@ -278,8 +260,7 @@ static void do_reset(void *ctx)
  * sends it on. */
 void machine_reset_if_parked(struct machine *m)
 {
-    if (!m->reset_pending || m->stopped || m->parked < m->cpus)
-        return;
+    if (!m->reset_pending || m->stopped || m->parked < m->cpus) return;
     if (event_loop_post(m->loop, do_reset, m)) {
         m->stopped = true;
         m->status = MACHINE_EXIT_HOST;
@@ -303,8 +284,7 @@ void machine_reset(struct machine *m)
         machine_reset_if_parked(m);
     }
     pthread_mutex_unlock(&m->lock);
-    if (first)
-        kick_all(m);
+    if (first) kick_all(m);
 }
 
 /* ---- the run ---- */
@@ -332,15 +312,13 @@ int machine_run(struct machine *m)
     m->start_ns = clock_mono_ns();
     atomic_store(&m->state, MACHINE_RUNNING);
     int r = machine_vcpus_start(m, &e);
-    if (!r)
-        r = event_loop_run(m->loop, &e);
+    if (!r) r = event_loop_run(m->loop, &e);
     if (r) {
         nc_error("%s", e.text);
         machine_stop(m, MACHINE_EXIT_HOST);
     }
     machine_stop(m, MACHINE_EXIT_OK); /* no effect when a status is there already */
-    if (!machine_vcpus_join(m))
-        nc_error("a vCPU did not stop; ending without it (please report this)");
+    if (!machine_vcpus_join(m)) nc_error("a vCPU did not stop; ending without it (please report this)");
     flush_console(m);
     m->end_ns = clock_mono_ns();
     atomic_store(&m->state, MACHINE_STOPPED);

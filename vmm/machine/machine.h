@@ -19,22 +19,22 @@ struct machine;
 
 /* Exit statuses of a run. With a debug-exit port the guest's own are odd: (v << 1) | 1. */
 enum machine_status {
-    MACHINE_EXIT_OK = 0,      /* powered off; reset under no_reboot; ended by the user */
-    MACHINE_EXIT_HOST = 1,    /* the host failed (memory, event loop) */
-    MACHINE_EXIT_USAGE = 2,   /* bad option, file or size: nothing was run */
-    MACHINE_EXIT_TRIPLE = 4,  /* triple fault under no_reboot */
-    MACHINE_EXIT_ENGINE = 5,  /* the CPU engine failed */
+    MACHINE_EXIT_OK = 0,     /* powered off; reset under no_reboot; ended by the user */
+    MACHINE_EXIT_HOST = 1,   /* the host failed (memory, event loop) */
+    MACHINE_EXIT_USAGE = 2,  /* bad option, file or size: nothing was run */
+    MACHINE_EXIT_TRIPLE = 4, /* triple fault under no_reboot */
+    MACHINE_EXIT_ENGINE = 5, /* the CPU engine failed */
 };
 
 enum machine_state {
-    MACHINE_CREATED,   /* loaded, vCPU threads not started */
+    MACHINE_CREATED, /* loaded, vCPU threads not started */
     MACHINE_RUNNING,
     MACHINE_RESETTING, /* vCPUs parked while devices and kernel are made new */
     MACHINE_STOPPED,   /* has an exit status */
 };
 
 #define MACHINE_MAX_CPUS ENGINE_MAX_VCPUS
-#define MACHINE_MIN_MEMORY (2ull << 20)  /* bytes */
+#define MACHINE_MIN_MEMORY (2ull << 20) /* bytes */
 #define MACHINE_MAX_MEMORY (1ull << 40)
 #define MACHINE_NO_DEBUG_EXIT (-1)
 
@@ -48,15 +48,15 @@ struct machine_console {
 
 /* All strings are copied or used during machine_create() only, `name` excepted, which must outlive the machine. */
 struct machine_config {
-    const char *name;     /* for messages and statistics; may be NULL */
-    const char *kernel;   /* file; never NULL */
-    const char *initrd;   /* file (multiboot: list), or NULL */
-    const char *append;   /* command line, or NULL */
-    uint64_t memory;      /* bytes, multiple of 4 KiB */
-    unsigned cpus;        /* 1..MACHINE_MAX_CPUS */
+    const char *name;   /* for messages and statistics; may be NULL */
+    const char *kernel; /* file; never NULL */
+    const char *initrd; /* file (multiboot: list), or NULL */
+    const char *append; /* command line, or NULL */
+    uint64_t memory;    /* bytes, multiple of 4 KiB */
+    unsigned cpus;      /* 1..MACHINE_MAX_CPUS */
     const struct engine_ops *engine;
     bool no_reboot;
-    int debug_exit_port;  /* 0..0xffff, or MACHINE_NO_DEBUG_EXIT */
+    int debug_exit_port; /* 0..0xffff, or MACHINE_NO_DEBUG_EXIT */
     struct machine_console console;
 };
 

@@ -30,9 +30,9 @@ struct machine_vcpu {
     struct vcpu *engine_vcpu;
     pthread_t thread;
     bool started;
-    bool wait_sipi;         /* own thread, or while parked */
-    bool load_boot_state;   /* the boot vCPU takes machine->boot_state before it runs next */
-    _Atomic uint32_t wake;   /* enum wake_word, a futex */
+    bool wait_sipi;           /* own thread, or while parked */
+    bool load_boot_state;     /* the boot vCPU takes machine->boot_state before it runs next */
+    _Atomic uint32_t wake;    /* enum wake_word, a futex */
     _Atomic uint32_t signals; /* SIGNAL_* */
     /* Counters of its own thread. */
     uint64_t exits[EXIT_KINDS];
@@ -67,9 +67,9 @@ struct machine {
     /* Life cycle. `want` is read by vCPUs without the lock between two runs. */
     _Atomic int want;
     _Atomic int state;
-    pthread_mutex_t lock;   /* parked, stopped, status, resetting */
+    pthread_mutex_t lock; /* parked, stopped, status, resetting */
     pthread_cond_t changed;
-    unsigned parked;        /* vCPU threads that honour WANT_PARK */
+    unsigned parked; /* vCPU threads that honour WANT_PARK */
     bool stopped;
     bool reset_pending;
     int status;

@@ -10,7 +10,7 @@
 #include "vmm/machine/machine_internal.h"
 
 static const char *const exit_name[EXIT_KINDS] = {
-    [VCPU_EXIT_KICKED] = "kicked", [VCPU_EXIT_IO] = "io",     [VCPU_EXIT_MMIO] = "mmio",   [VCPU_EXIT_HLT] = "hlt",
+    [VCPU_EXIT_KICKED] = "kicked",     [VCPU_EXIT_IO] = "io",     [VCPU_EXIT_MMIO] = "mmio",   [VCPU_EXIT_HLT] = "hlt",
     [VCPU_EXIT_SHUTDOWN] = "shutdown", [VCPU_EXIT_FAIL] = "fail", [VCPU_EXIT_PAUSE] = "pause",
 };
 
@@ -22,8 +22,7 @@ static double seconds(const struct machine *m)
 static double cpu_seconds(void)
 {
     struct rusage u;
-    if (getrusage(RUSAGE_SELF, &u))
-        return 0;
+    if (getrusage(RUSAGE_SELF, &u)) return 0;
     return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
 }
 
@@ -35,8 +34,7 @@ static void resident(const struct machine *m, uint64_t *guest, uint64_t *all)
     bool in_guest = false;
     *guest = *all = 0;
     FILE *f = fopen("/proc/self/smaps", "re");
-    if (!f)
-        return;
+    if (!f) return;
     while (fgets(line, sizeof(line), f)) {
         if (sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &start, &end) == 2) {
             in_guest = false;
@@ -46,8 +44,7 @@ static void resident(const struct machine *m, uint64_t *guest, uint64_t *all)
             }
         } else if (sscanf(line, "Rss: %" SCNu64 " kB", &kib) == 1) {
             *all += kib * 1024;
-            if (in_guest)
-                *guest += kib * 1024;
+            if (in_guest) *guest += kib * 1024;
         }
     }
     fclose(f);
@@ -56,8 +53,7 @@ static void resident(const struct machine *m, uint64_t *guest, uint64_t *all)
 static uint64_t accesses(const struct machine *m, enum bus_space space, unsigned region)
 {
     uint64_t n = 0;
-    for (unsigned i = 0; i < m->cpus; i++)
-        n += m->vcpu[i]->access[space][region];
+    for (unsigned i = 0; i < m->cpus; i++) n += m->vcpu[i]->access[space][region];
     return n;
 }
 
@@ -69,13 +65,10 @@ static unsigned engine_stats(const struct machine *m, unsigned vcpu, struct engi
 static void row(FILE *out, const char *name, const uint64_t *value, unsigned n)
 {
     uint64_t sum = 0;
-    for (unsigned i = 0; i < n; i++)
-        sum += value[i];
-    if (sum == 0)
-        return;
+    for (unsigned i = 0; i < n; i++) sum += value[i];
+    if (sum == 0) return;
     fprintf(out, "  %-24s", name);
-    for (unsigned i = 0; i < n; i++)
-        fprintf(out, " %14" PRIu64, value[i]);
+    for (unsigned i = 0; i < n; i++) fprintf(out, " %14" PRIu64, value[i]);
     fputc('\n', out);
 }
 
@@ -84,11 +77,9 @@ static void print_engine(const struct machine *m, FILE *out)
     struct engine_stat s[MACHINE_MAX_CPUS][MACHINE_MAX_ENGINE_STATS];
     uint64_t value[MACHINE_MAX_CPUS];
     unsigned n = 0;
-    for (unsigned i = 0; i < m->cpus; i++)
-        n = engine_stats(m, i, s[i]);
+    for (unsigned i = 0; i < m->cpus; i++) n = engine_stats(m, i, s[i]);
     for (unsigned k = 0; k < n; k++) {
-        for (unsigned i = 0; i < m->cpus; i++)
-            value[i] = s[i][k].value;
+        for (unsigned i = 0; i < m->cpus; i++) value[i] = s[i][k].value;
         row(out, s[0][k].name, value, m->cpus);
     }
 }
@@ -101,12 +92,10 @@ static void print_devices(const struct machine *m, FILE *out)
         for (unsigned r = 0; r < m->bus.regions[space]; r++) {
             const struct bus_region *reg = &m->bus.region[space][r];
             uint64_t n = accesses(m, (enum bus_space)space, r);
-            if (n)
-                fprintf(out, "  %-24s %14" PRIu64 "  %s 0x%" PRIx64 "\n", reg->name, n, kind[space], reg->base);
+            if (n) fprintf(out, "  %-24s %14" PRIu64 "  %s 0x%" PRIx64 "\n", reg->name, n, kind[space], reg->base);
         }
         uint64_t none = accesses(m, (enum bus_space)space, BUS_MAX_REGIONS);
-        if (none)
-            fprintf(out, "  %-24s %14" PRIu64 "  %s\n", "(nothing there)", none, kind[space]);
+        if (none) fprintf(out, "  %-24s %14" PRIu64 "  %s\n", "(nothing there)", none, kind[space]);
     }
 }
 
@@ -114,26 +103,22 @@ void machine_stats_print(struct machine *m, FILE *out)
 {
     uint64_t value[MACHINE_MAX_CPUS], guest, all;
     resident(m, &guest, &all);
-    fprintf(out, "%s: %s engine, %.3f s wall, %.3f s CPU, status %d, %" PRIu64 " resets\n", m->name, m->ops->name, seconds(m),
-            cpu_seconds(), m->status, m->resets);
-    fprintf(out, "memory: guest %" PRIu64 " MiB, %" PRIu64 " MiB of it resident; the VMM's own %.1f MiB\n", m->memory.ram_size >> 20,
-            guest >> 20, (double)(all - guest) / (1 << 20));
+    fprintf(out, "%s: %s engine, %.3f s wall, %.3f s CPU, status %d, %" PRIu64 " resets\n", m->name, m->ops->name,
+            seconds(m), cpu_seconds(), m->status, m->resets);
+    fprintf(out, "memory: guest %" PRIu64 " MiB, %" PRIu64 " MiB of it resident; the VMM's own %.1f MiB\n",
+            m->memory.ram_size >> 20, guest >> 20, (double)(all - guest) / (1 << 20));
     fprintf(out, "%-26s", "per vCPU");
-    for (unsigned i = 0; i < m->cpus; i++)
-        fprintf(out, " %14u", i);
+    for (unsigned i = 0; i < m->cpus; i++) fprintf(out, " %14u", i);
     fputc('\n', out);
     for (unsigned k = 0; k < EXIT_KINDS; k++) {
         char name[32];
-        for (unsigned i = 0; i < m->cpus; i++)
-            value[i] = m->vcpu[i]->exits[k];
+        for (unsigned i = 0; i < m->cpus; i++) value[i] = m->vcpu[i]->exits[k];
         snprintf(name, sizeof(name), "exits: %s", exit_name[k]);
         row(out, name, value, m->cpus);
     }
-    for (unsigned i = 0; i < m->cpus; i++)
-        value[i] = m->vcpu[i]->sleeps;
+    for (unsigned i = 0; i < m->cpus; i++) value[i] = m->vcpu[i]->sleeps;
     row(out, "sleeps", value, m->cpus);
-    for (unsigned i = 0; i < m->cpus; i++)
-        value[i] = m->vcpu[i]->sleep_ns / 1000000;
+    for (unsigned i = 0; i < m->cpus; i++) value[i] = m->vcpu[i]->sleep_ns / 1000000;
     row(out, "asleep, ms", value, m->cpus);
     print_engine(m, out);
     print_devices(m, out);
@@ -144,14 +129,12 @@ static cJSON *json_vcpu(const struct machine *m, unsigned i)
     const struct machine_vcpu *v = m->vcpu[i];
     struct engine_stat s[MACHINE_MAX_ENGINE_STATS];
     cJSON *o = cJSON_CreateObject(), *x = cJSON_AddObjectToObject(o, "exits");
-    for (unsigned k = 0; k < EXIT_KINDS; k++)
-        cJSON_AddNumberToObject(x, exit_name[k], (double)v->exits[k]);
+    for (unsigned k = 0; k < EXIT_KINDS; k++) cJSON_AddNumberToObject(x, exit_name[k], (double)v->exits[k]);
     cJSON_AddNumberToObject(o, "sleeps", (double)v->sleeps);
     cJSON_AddNumberToObject(o, "sleep_seconds", (double)v->sleep_ns / 1e9);
     cJSON *g = cJSON_AddObjectToObject(o, "engine");
     unsigned n = engine_stats(m, i, s);
-    for (unsigned k = 0; k < n; k++)
-        cJSON_AddNumberToObject(g, s[k].name, (double)s[k].value);
+    for (unsigned k = 0; k < n; k++) cJSON_AddNumberToObject(g, s[k].name, (double)s[k].value);
     return o;
 }
 
@@ -162,8 +145,7 @@ static cJSON *json_devices(const struct machine *m)
         for (unsigned r = 0; r < m->bus.regions[space]; r++) {
             const struct bus_region *reg = &m->bus.region[space][r];
             uint64_t n = accesses(m, (enum bus_space)space, r);
-            if (!n)
-                continue;
+            if (!n) continue;
             cJSON *o = cJSON_CreateObject();
             cJSON_AddStringToObject(o, "name", reg->name);
             cJSON_AddStringToObject(o, "space", space == BUS_PIO ? "port" : "mmio");
@@ -189,8 +171,7 @@ static cJSON *json_all(const struct machine *m)
     cJSON_AddNumberToObject(o, "guest_resident", (double)guest);
     cJSON_AddNumberToObject(o, "vmm_resident", (double)(all - guest));
     cJSON *list = cJSON_AddArrayToObject(o, "vcpus");
-    for (unsigned i = 0; i < m->cpus; i++)
-        cJSON_AddItemToArray(list, json_vcpu(m, i));
+    for (unsigned i = 0; i < m->cpus; i++) cJSON_AddItemToArray(list, json_vcpu(m, i));
     cJSON_AddItemToObject(o, "devices", json_devices(m));
     return o;
 }
@@ -200,15 +181,12 @@ int machine_stats_json(struct machine *m, const char *path, struct nerr *e)
     cJSON *o = json_all(m);
     char *text = cJSON_Print(o);
     cJSON_Delete(o);
-    if (!text)
-        return nerr_set(e, -ENOMEM, "--stats: out of memory");
+    if (!text) return nerr_set(e, -ENOMEM, "--stats: out of memory");
     FILE *f = fopen(path, "we");
     int r = f ? 0 : -errno;
     if (f) {
-        if (fprintf(f, "%s\n", text) < 0)
-            r = -EIO;
-        if (fclose(f) && !r)
-            r = -errno;
+        if (fprintf(f, "%s\n", text) < 0) r = -EIO;
+        if (fclose(f) && !r) r = -errno;
     }
     free(text);
     return r ? nerr_set(e, r, "--stats: cannot write %s: %s", path, strerror(-r)) : 0;

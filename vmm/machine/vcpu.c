@@ -71,9 +71,9 @@ void machine_vcpu_sipi_signal(struct machine_vcpu *v, uint8_t vector)
 static void engine_failed(struct machine_vcpu *v, const char *why)
 {
     struct cpu_state *s = aligned_alloc(64, sizeof(*s));
-    nc_error("vcpu %u: the %s engine failed: %s; please report it with the registers below", v->id, v->machine->ops->name, why);
-    if (s && v->machine->ops->get_state(v->engine_vcpu, s) == 0)
-        machine_dump(stderr, v->id, s);
+    nc_error("vcpu %u: the %s engine failed: %s; please report it with the registers below", v->id,
+             v->machine->ops->name, why);
+    if (s && v->machine->ops->get_state(v->engine_vcpu, s) == 0) machine_dump(stderr, v->id, s);
     free(s);
     machine_stop(v->machine, MACHINE_EXIT_ENGINE);
 }
@@ -122,16 +122,14 @@ static void take_signals(struct machine_vcpu *v)
         }
         v->wait_sipi = true;
     }
-    if (s & SIGNAL_SIPI && v->wait_sipi)
-        start_at_sipi(v, (uint8_t)(s >> SIGNAL_VECTOR_SHIFT));
+    if (s & SIGNAL_SIPI && v->wait_sipi) start_at_sipi(v, (uint8_t)(s >> SIGNAL_VECTOR_SHIFT));
 }
 
 static void load_boot_state(struct machine_vcpu *v)
 {
     struct nerr e;
     v->load_boot_state = false;
-    if (v->machine->ops->set_state(v->engine_vcpu, v->machine->boot_state, &e))
-        engine_failed(v, e.text);
+    if (v->machine->ops->set_state(v->engine_vcpu, v->machine->boot_state, &e)) engine_failed(v, e.text);
 }
 
 /* ---- exits ---- */
@@ -149,8 +147,7 @@ static void count_access(struct machine_vcpu *v, enum bus_space space, uint64_t 
         else
             hi = mid;
     }
-    if (lo == 0 || addr - r[lo - 1].base >= r[lo - 1].size)
-        lo = BUS_MAX_REGIONS + 1;
+    if (lo == 0 || addr - r[lo - 1].base >= r[lo - 1].size) lo = BUS_MAX_REGIONS + 1;
     v->access[space][lo - 1]++;
 }
 
@@ -201,16 +198,14 @@ static void triple_fault(struct machine_vcpu *v)
     }
     struct cpu_state *s = aligned_alloc(64, sizeof(*s));
     nc_error("vcpu %u: triple fault; the registers:", v->id);
-    if (s && m->ops->get_state(v->engine_vcpu, s) == 0)
-        machine_dump(stderr, v->id, s);
+    if (s && m->ops->get_state(v->engine_vcpu, s) == 0) machine_dump(stderr, v->id, s);
     free(s);
     machine_stop(m, MACHINE_EXIT_TRIPLE);
 }
 
 static void dispatch(struct machine_vcpu *v)
 {
-    if ((unsigned)v->exit.kind < EXIT_KINDS)
-        v->exits[v->exit.kind]++;
+    if ((unsigned)v->exit.kind < EXIT_KINDS) v->exits[v->exit.kind]++;
     switch (v->exit.kind) {
     case VCPU_EXIT_KICKED: break;
     case VCPU_EXIT_IO: do_io(v); break;
@@ -230,8 +225,7 @@ static bool park(struct machine_vcpu *v)
     pthread_mutex_lock(&m->lock);
     m->parked++;
     machine_reset_if_parked(m);
-    while (atomic_load(&m->want) == WANT_PARK)
-        pthread_cond_wait(&m->changed, &m->lock);
+    while (atomic_load(&m->want) == WANT_PARK) pthread_cond_wait(&m->changed, &m->lock);
     m->parked--;
     pthread_mutex_unlock(&m->lock);
     return atomic_load(&m->want) != WANT_QUIT;
@@ -244,10 +238,8 @@ static void *vcpu_thread(void *arg)
     irqchip_set_current_vcpu(v->id);
     for (;;) {
         int want = atomic_load(&m->want);
-        if (want == WANT_QUIT || (want == WANT_PARK && !park(v)))
-            break;
-        if (want != WANT_RUN)
-            continue;
+        if (want == WANT_QUIT || (want == WANT_PARK && !park(v))) break;
+        if (want != WANT_RUN) continue;
         if (v->load_boot_state)
             load_boot_state(v);
         else if (atomic_load(&v->signals))
@@ -267,8 +259,7 @@ static void vcpu_signal_mask(sigset_t *set)
 {
     static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
     sigfillset(set);
-    for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++)
-        sigdelset(set, own[i]);
+    for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++) sigdelset(set, own[i]);
 }
 
 int machine_vcpus_start(struct machine *m, struct nerr *e)
@@ -281,15 +272,13 @@ int machine_vcpus_start(struct machine *m, struct nerr *e)
         struct machine_vcpu *v = m->vcpu[i];
         char name[16];
         r = pthread_create(&v->thread, NULL, vcpu_thread, v);
-        if (r)
-            break;
+        if (r) break;
         v->started = true;
         snprintf(name, sizeof(name), "vcpu%u", i);
         pthread_setname_np(v->thread, name);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (r)
-        return nerr_set(e, -r, "cannot start a vCPU thread: %s; use fewer --cpus", strerror(r));
+    if (r) return nerr_set(e, -r, "cannot start a vCPU thread: %s; use fewer --cpus", strerror(r));
     return 0;
 }
 
@@ -301,8 +290,7 @@ bool machine_vcpus_join(struct machine *m)
     until.tv_sec += JOIN_SECONDS;
     for (unsigned i = 0; i < m->cpus; i++) {
         struct machine_vcpu *v = m->vcpu[i];
-        if (!v->started)
-            continue;
+        if (!v->started) continue;
         machine_vcpu_kick(v);
         if (pthread_timedjoin_np(v->thread, NULL, &until) == 0)
             v->started = false;

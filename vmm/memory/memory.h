@@ -16,10 +16,10 @@
 #define GUEST_MEMORY_MAX_SLOTS 8
 
 struct memory_slot {
-    gpa_t base;      /* page aligned */
-    uint64_t size;   /* bytes, multiple of PAGE_SIZE */
-    uint8_t *host;   /* page aligned host address of the first byte */
-    bool readonly;   /* guest writes go to the bus as MMIO */
+    gpa_t base;    /* page aligned */
+    uint64_t size; /* bytes, multiple of PAGE_SIZE */
+    uint8_t *host; /* page aligned host address of the first byte */
+    bool readonly; /* guest writes go to the bus as MMIO */
 };
 
 struct guest_memory {

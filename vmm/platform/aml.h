@@ -19,7 +19,7 @@ void aml_bytes(struct aml *a, const void *p, size_t n);
 void aml_path(struct aml *a, const char *path);
 void aml_integer(struct aml *a, uint64_t v);
 void aml_string(struct aml *a, const char *s);
-void aml_name(struct aml *a, const char *name); /* Name(name, …): the object follows */
+void aml_name(struct aml *a, const char *name);  /* Name(name, …): the object follows */
 void aml_eisa_id(struct aml *a, const char *id); /* "PNP0501" */
 
 /* Objects with a length: begin returns a mark for end. */

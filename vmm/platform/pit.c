@@ -65,8 +65,7 @@ static uint16_t current(const struct channel *c, uint64_t now)
     uint32_t wrap = c->bcd ? 10000 : 65536;
     switch (c->mode) {
     case 2: return to_register(c, c->count - d % c->count);
-    case 3: /* counts by two, twice per period */
-        return to_register(c, c->count - 2 * d % c->count);
+    case 3: /* counts by two, twice per period */ return to_register(c, c->count - 2 * d % c->count);
     default: return to_register(c, (c->count + wrap - d % wrap) % wrap);
     }
 }
@@ -191,7 +190,8 @@ static void write_control(struct pit *p, uint8_t v, uint64_t now)
     bool gate = c->gate;
     /* Modes 6 and 7 are 2 and 3 (the top bit is "don't care"). */
     uint8_t mode = v >> 1 & 7;
-    *c = (struct channel){.mode = mode > 5 ? mode & 3 : mode, .rw = (uint8_t)rw, .bcd = v & 1, .gate = gate, .count = 65536};
+    *c = (struct channel){
+        .mode = mode > 5 ? mode & 3 : mode, .rw = (uint8_t)rw, .bcd = v & 1, .gate = gate, .count = 65536};
     if (c != &p->ch[0]) return;
     if (c->mode == 0) p->irq.set(p->irq.ctx, p->irq.gsi, false);
     arm(p, now);

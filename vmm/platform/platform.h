@@ -142,7 +142,8 @@ int fw_cfg_attach(struct fw_cfg *f, struct bus *b, struct nerr *e);
 void fw_cfg_reset(struct fw_cfg *f);
 
 struct testdev;
-int testdev_create(struct irq_line irq, struct testdev **out, struct nerr *e); /* irq.gsi is ignored: it drives all lines */
+int testdev_create(struct irq_line irq, struct testdev **out,
+                   struct nerr *e); /* irq.gsi is ignored: it drives all lines */
 void testdev_destroy(struct testdev *t);
 int testdev_attach(struct testdev *t, struct bus *b, struct nerr *e);
 void testdev_reset(struct testdev *t);

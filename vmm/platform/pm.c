@@ -207,12 +207,12 @@ static enum action kbd_write_command(struct pm *p, uint8_t v)
     p->kbd_command = 0;
     switch (v) {
     case 0x20: kbd_answer(p, p->kbd_config); break;
-    case 0xaa: kbd_answer(p, 0x55); break;       /* self test passed */
+    case 0xaa: kbd_answer(p, 0x55); break; /* self test passed */
     case 0xab:
-    case 0xa9: kbd_answer(p, 0x00); break;       /* interface test passed */
-    case 0xd0: kbd_answer(p, 0x03); break;       /* output port: A20 on, no reset */
+    case 0xa9: kbd_answer(p, 0x00); break; /* interface test passed */
+    case 0xd0: kbd_answer(p, 0x03); break; /* output port: A20 on, no reset */
     case 0x60:
-    case 0xd1: p->kbd_command = v; break;        /* a data byte follows */
+    case 0xd1: p->kbd_command = v; break; /* a data byte follows */
     default:
         /* 0xf0-0xff pulse the output port's low bits; bit 0, when clear, pulls the reset line. */
         if (v >= 0xf0 && !(v & 1)) return RESET;

@@ -12,11 +12,24 @@
 
 #define NS 1000000000ull
 #define DAY 86400
-#define UIP_NS 2228000u       /* update in progress: 244 us before the update, which takes 1984 us */
+#define UIP_NS 2228000u /* update in progress: 244 us before the update, which takes 1984 us */
 
 enum {
-    REG_SEC, REG_SEC_ALARM, REG_MIN, REG_MIN_ALARM, REG_HOUR, REG_HOUR_ALARM, REG_WEEKDAY, REG_DAY, REG_MONTH, REG_YEAR,
-    REG_A, REG_B, REG_C, REG_D, REG_CENTURY = 0x32,
+    REG_SEC,
+    REG_SEC_ALARM,
+    REG_MIN,
+    REG_MIN_ALARM,
+    REG_HOUR,
+    REG_HOUR_ALARM,
+    REG_WEEKDAY,
+    REG_DAY,
+    REG_MONTH,
+    REG_YEAR,
+    REG_A,
+    REG_B,
+    REG_C,
+    REG_D,
+    REG_CENTURY = 0x32,
 };
 
 #define A_UIP 0x80
@@ -38,8 +51,8 @@ struct rtc {
     pthread_mutex_t lock; /* guards all below */
     uint8_t index, ram[128];
     uint64_t ram_size;
-    int64_t offset;     /* seconds to add to the host's UTC */
-    uint64_t flags_at;  /* guest time, in ns since 1970, up to which register C's flags are computed */
+    int64_t offset;    /* seconds to add to the host's UTC */
+    uint64_t flags_at; /* guest time, in ns since 1970, up to which register C's flags are computed */
 };
 
 /* ---- guest time ---- */

@@ -185,7 +185,8 @@ static uint8_t read_lsr(struct serial *s)
     uint8_t v = (s->rx_count ? LSR_DATA : 0) | s->overrun | (tx_full(s) ? 0 : LSR_TX_EMPTY);
     s->overrun = 0;
     if (s->rx_count) s->rx_seen = true;
-    if (!tx_full(s) && ++s->polls >= LISTENING_POLLS) s->listening = true; /* a full transmitter is waited for in the same way */
+    if (!tx_full(s) && ++s->polls >= LISTENING_POLLS)
+        s->listening = true; /* a full transmitter is waited for in the same way */
     return v;
 }
 

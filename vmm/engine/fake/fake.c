@@ -31,8 +31,7 @@ static struct engine *current; /* for fake_record() and fake_port() */
 
 void fake_script(unsigned vcpu, struct fake_step *steps, unsigned count)
 {
-    if (vcpu < ENGINE_MAX_VCPUS)
-        script[vcpu] = (struct script){steps, count};
+    if (vcpu < ENGINE_MAX_VCPUS) script[vcpu] = (struct script){steps, count};
 }
 
 void fake_script_clear(void)
@@ -42,14 +41,17 @@ void fake_script_clear(void)
 
 struct fake_step fake_out(uint16_t port, uint8_t size, uint32_t value)
 {
-    struct fake_step s = {.exit = {.kind = VCPU_EXIT_IO, .io = {.port = port, .size = size, .write = true, .count = 1}}};
+    struct fake_step s = {
+        .exit = {.kind = VCPU_EXIT_IO, .io = {.port = port, .size = size, .write = true, .count = 1}}};
     memcpy(s.exit.io.data, &value, sizeof(value));
     return s;
 }
 
-struct fake_step fake_in(uint16_t port, uint8_t size, void (*done)(void *, unsigned, const struct vcpu_exit *), void *ctx)
+struct fake_step fake_in(uint16_t port, uint8_t size, void (*done)(void *, unsigned, const struct vcpu_exit *),
+                         void *ctx)
 {
-    return (struct fake_step){.exit = {.kind = VCPU_EXIT_IO, .io = {.port = port, .size = size, .count = 1}}, .done = done, .ctx = ctx};
+    return (struct fake_step){
+        .exit = {.kind = VCPU_EXIT_IO, .io = {.port = port, .size = size, .count = 1}}, .done = done, .ctx = ctx};
 }
 
 struct fake_step fake_store(uint64_t gpa, uint8_t len, uint64_t value)
@@ -59,9 +61,11 @@ struct fake_step fake_store(uint64_t gpa, uint8_t len, uint64_t value)
     return s;
 }
 
-struct fake_step fake_load(uint64_t gpa, uint8_t len, void (*done)(void *, unsigned, const struct vcpu_exit *), void *ctx)
+struct fake_step fake_load(uint64_t gpa, uint8_t len, void (*done)(void *, unsigned, const struct vcpu_exit *),
+                           void *ctx)
 {
-    return (struct fake_step){.exit = {.kind = VCPU_EXIT_MMIO, .mmio = {.addr = GPA(gpa), .len = len}}, .done = done, .ctx = ctx};
+    return (struct fake_step){
+        .exit = {.kind = VCPU_EXIT_MMIO, .mmio = {.addr = GPA(gpa), .len = len}}, .done = done, .ctx = ctx};
 }
 
 struct fake_step fake_exit(enum vcpu_exit_kind kind)
@@ -85,8 +89,13 @@ void fake_record(unsigned id, struct fake_record *r)
     memset(r, 0, sizeof(*r));
     r->last_vector = -1;
     if (v)
-        *r = (struct fake_record){.runs = v->runs, .kicks = v->kicks, .interrupts = v->interrupts, .states_set = v->states_set,
-                                  .last_vector = v->last_vector, .halted = v->halted, .state = v->state};
+        *r = (struct fake_record){.runs = v->runs,
+                                  .kicks = v->kicks,
+                                  .interrupts = v->interrupts,
+                                  .states_set = v->states_set,
+                                  .last_vector = v->last_vector,
+                                  .halted = v->halted,
+                                  .state = v->state};
 }
 
 const struct vcpu_irq_port *fake_port(unsigned id)
@@ -98,8 +107,7 @@ const struct vcpu_irq_port *fake_port(unsigned id)
 void fake_jump(unsigned id, unsigned step)
 {
     struct vcpu *v = find(id);
-    if (v)
-        v->step = step;
+    if (v) v->step = step;
 }
 
 /* ---- engine_ops ---- */
@@ -107,8 +115,7 @@ void fake_jump(unsigned id, unsigned step)
 static int fake_create(const struct engine_config *cfg, struct engine **out, struct nerr *e)
 {
     struct engine *g = calloc(1, sizeof(*g));
-    if (!g)
-        return nerr_set(e, -ENOMEM, "fake engine: out of memory");
+    if (!g) return nerr_set(e, -ENOMEM, "fake engine: out of memory");
     g->vcpus = cfg->vcpus;
     current = g;
     *out = g;
@@ -118,19 +125,17 @@ static int fake_create(const struct engine_config *cfg, struct engine **out, str
 static void fake_destroy(struct engine *g)
 {
     for (unsigned i = 0; i < ENGINE_MAX_VCPUS; i++) {
-        if (g->vcpu[i])
-            free(g->vcpu[i]->state);
+        if (g->vcpu[i]) free(g->vcpu[i]->state);
         free(g->vcpu[i]);
     }
-    if (current == g)
-        current = NULL;
+    if (current == g) current = NULL;
     free(g);
 }
 
-static int fake_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq_port *port, struct vcpu **out, struct nerr *e)
+static int fake_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq_port *port, struct vcpu **out,
+                            struct nerr *e)
 {
-    if (id >= ENGINE_MAX_VCPUS)
-        return nerr_set(e, -EINVAL, "fake engine: vCPU %u is too many", id);
+    if (id >= ENGINE_MAX_VCPUS) return nerr_set(e, -EINVAL, "fake engine: vCPU %u is too many", id);
     struct vcpu *v = calloc(1, sizeof(*v));
     struct cpu_state *s = aligned_alloc(_Alignof(struct cpu_state), sizeof(*s));
     if (!v || !s) {
@@ -165,28 +170,23 @@ static int fake_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr
 /* True when the halted vCPU was woken; takes what woke it. */
 static bool take_interrupt(struct vcpu *v)
 {
-    if (!v->port)
-        return false;
+    if (!v->port) return false;
     if (v->port->take_nmi(v->port->ctx)) {
         v->last_vector = 2;
         return true;
     }
-    if (v->port->pending(v->port->ctx) < 0)
-        return false;
+    if (v->port->pending(v->port->ctx) < 0) return false;
     int vector = v->port->acknowledge(v->port->ctx);
-    if (vector >= 0)
-        v->last_vector = vector;
+    if (vector >= 0) v->last_vector = vector;
     return vector >= 0;
 }
 
 static void finish_step(struct vcpu *v, struct fake_step *s)
 {
-    if (!v->step_returned)
-        return;
+    if (!v->step_returned) return;
     v->step_returned = false;
     v->step++;
-    if (s->done)
-        s->done(s->ctx, v->id, v->last);
+    if (s->done) s->done(s->ctx, v->id, v->last);
 }
 
 static void fake_run(struct vcpu *v, struct vcpu_exit *exit)
@@ -194,8 +194,7 @@ static void fake_run(struct vcpu *v, struct vcpu_exit *exit)
     const struct script *sc = &script[v->id];
     v->runs++;
     for (;;) {
-        if (v->step_returned)
-            finish_step(v, &sc->steps[v->step]);
+        if (v->step_returned) finish_step(v, &sc->steps[v->step]);
         if (atomic_exchange(&v->kicked, false)) {
             exit->kind = VCPU_EXIT_KICKED;
             return;
@@ -240,8 +239,7 @@ static void fake_interrupt(struct vcpu *v)
 
 static unsigned fake_stats(struct vcpu *v, struct engine_stat *s, unsigned max)
 {
-    if (max < 1)
-        return 0;
+    if (max < 1) return 0;
     s[0] = (struct engine_stat){"steps", v->step};
     return 1;
 }

@@ -24,9 +24,11 @@ void fake_script_clear(void);
 
 /* Steps. */
 struct fake_step fake_out(uint16_t port, uint8_t size, uint32_t value);
-struct fake_step fake_in(uint16_t port, uint8_t size, void (*done)(void *, unsigned, const struct vcpu_exit *), void *ctx);
+struct fake_step fake_in(uint16_t port, uint8_t size, void (*done)(void *, unsigned, const struct vcpu_exit *),
+                         void *ctx);
 struct fake_step fake_store(uint64_t gpa, uint8_t len, uint64_t value);
-struct fake_step fake_load(uint64_t gpa, uint8_t len, void (*done)(void *, unsigned, const struct vcpu_exit *), void *ctx);
+struct fake_step fake_load(uint64_t gpa, uint8_t len, void (*done)(void *, unsigned, const struct vcpu_exit *),
+                           void *ctx);
 struct fake_step fake_exit(enum vcpu_exit_kind kind);
 struct fake_step fake_do(void (*action)(void *, unsigned), void *ctx);
 
@@ -36,8 +38,8 @@ void fake_jump(unsigned vcpu, unsigned step);
 /* What happened to vCPU n since its creation. Any thread. */
 struct fake_record {
     unsigned runs, kicks, interrupts, states_set;
-    int last_vector;      /* last acknowledged, -1 none */
-    bool halted;          /* waits in a HLT step or after the script's end */
+    int last_vector;         /* last acknowledged, -1 none */
+    bool halted;             /* waits in a HLT step or after the script's end */
     struct cpu_state *state; /* last set; the engine's; stable while the vCPU does not run */
 };
 void fake_record(unsigned vcpu, struct fake_record *r);

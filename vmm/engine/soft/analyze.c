@@ -20,7 +20,9 @@ static void flag_liveness(struct tr *t)
 static bool stack_move(const struct xinsn *x, int32_t *by)
 {
     switch (x->kind) {
-    case XK_PUSH: case XK_CALL: case XK_CALL_IND: *by = -8; return true;
+    case XK_PUSH:
+    case XK_CALL:
+    case XK_CALL_IND: *by = -8; return true;
     case XK_POP: *by = 8; return true;
     default: return false;
     }
@@ -37,7 +39,8 @@ int tr_base_effect(const struct xinsn *x, unsigned r, int32_t *by)
     if (x->kind != XK_COPY || in->op_size != 8 || in->op[0].kind != OP_REG) return 2;
     int64_t d;
     switch (in->mnemonic) {
-    case ZYDIS_MNEMONIC_ADD: case ZYDIS_MNEMONIC_SUB:
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
         if (in->op[1].kind != OP_IMM) return 2;
         d = (int64_t)in->op[1].imm;
         if (in->mnemonic == ZYDIS_MNEMONIC_SUB) d = -d;
@@ -55,7 +58,8 @@ int tr_base_effect(const struct xinsn *x, unsigned r, int32_t *by)
     return 1;
 }
 
-bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, int32_t *disp, uint16_t *size, bool *write)
+bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, int32_t *disp, uint16_t *size,
+                     bool *write)
 {
     (void)t;
     *base = R_RSP;
@@ -63,14 +67,22 @@ bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, i
     *size = 8;
     *write = false;
     switch (x->kind) {
-    case XK_PUSH: case XK_CALL: *disp = -8; *write = true; return true;
-    case XK_POP: case XK_RET: return true;
+    case XK_PUSH:
+    case XK_CALL:
+        *disp = -8;
+        *write = true;
+        return true;
+    case XK_POP:
+    case XK_RET: return true;
     case XK_LEAVE: *base = R_RBP; return true;
-    case XK_MEM: case XK_JMP_IND: case XK_CALL_IND: break;
+    case XK_MEM:
+    case XK_JMP_IND:
+    case XK_CALL_IND: break;
     default: return false;
     }
     const struct insn_mem *m = &x->in.mem;
-    if (!x->in.has_mem || x->bit_string || x->in.addr_size != 8 || m->base >= 16 || m->index != INSN_NOREG) return false;
+    if (!x->in.has_mem || x->bit_string || x->in.addr_size != 8 || m->base >= 16 || m->index != INSN_NOREG)
+        return false;
     if (m->seg == SEG_FS || m->seg == SEG_GS) return false;
     if (m->disp < -0x40000000 || m->disp > 0x40000000) return false;
     *base = m->base;
@@ -168,8 +180,16 @@ static void build_groups(struct tr *t)
                 g = &t->g[t->groups++];
                 lo = a.disp;
                 hi = a.disp + a.size;
-                *g = (struct group){.base = a.base, .index = a.index, .scale = a.scale, .anchor = (uint8_t)i, .first = (uint8_t)i,
-                                    .reg = NO_REG, .open = true, .lo = lo, .hi = hi, .write = a.write};
+                *g = (struct group){.base = a.base,
+                                    .index = a.index,
+                                    .scale = a.scale,
+                                    .anchor = (uint8_t)i,
+                                    .first = (uint8_t)i,
+                                    .reg = NO_REG,
+                                    .open = true,
+                                    .lo = lo,
+                                    .hi = hi,
+                                    .write = a.write};
             }
             if (g) {
                 if (lo < g->lo) g->lo = lo;

@@ -14,8 +14,7 @@ uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size)
 {
     uint32_t at = p->meta_used;
     size = (size + 31) & ~31u;
-    if (at + size > META_SIZE)
-        return 0;
+    if (at + size > META_SIZE) return 0;
     p->meta_used = at + size;
     return at;
 }
@@ -54,8 +53,7 @@ bool soft_page_has_code(struct soft_cpu *cpu, gpa_t page)
 
 static void inbox_lock(struct soft_inbox *b)
 {
-    while (atomic_exchange_explicit(&b->lock, 1, memory_order_acquire))
-        __builtin_ia32_pause();
+    while (atomic_exchange_explicit(&b->lock, 1, memory_order_acquire)) __builtin_ia32_pause();
 }
 
 static void inbox_unlock(struct soft_inbox *b)
@@ -95,8 +93,7 @@ void soft_drain_inbox(struct soft_cpu *cpu)
     struct soft_inbox *b = &cpu->priv->inbox;
     inbox_lock(b);
     atomic_store(&cpu->inbox_flag, 0);
-    if (b->overflow)
-        drop_everything(cpu);
+    if (b->overflow) drop_everything(cpu);
     for (unsigned i = 0; i < b->count && !b->overflow; i++) {
         if (b->msg[i].len)
             kill_range(cpu, b->msg[i].gpa, b->msg[i].len);
@@ -114,8 +111,7 @@ static void await(struct soft_cpu *cpu, struct soft_cpu *other, uint64_t number)
 {
     unsigned spins = 0;
     while (atomic_load(&other->priv->inbox.done) < number && atomic_load(&other->in_run)) {
-        if (atomic_load(&cpu->inbox_flag))
-            soft_drain_inbox(cpu); /* it may be waiting for us likewise */
+        if (atomic_load(&cpu->inbox_flag)) soft_drain_inbox(cpu); /* it may be waiting for us likewise */
         if (++spins < 200) {
             __builtin_ia32_pause();
         } else {
@@ -131,26 +127,21 @@ static void claim_page(struct soft_cpu *cpu, uint64_t page)
 {
     _Atomic uint64_t *w = code_word(cpu, page);
     uint64_t bit = 1ull << cpu->id;
-    if (!w || (atomic_load(w) & bit))
-        return;
-    if (atomic_fetch_or(w, bit) != 0)
-        return; /* it was protected before */
+    if (!w || (atomic_load(w) & bit)) return;
+    if (atomic_fetch_or(w, bit) != 0) return; /* it was protected before */
     soft_tlb_protect_page(cpu, GPA(page));
     uint64_t number[ENGINE_MAX_VCPUS];
     struct soft_engine *g = cpu->engine;
     for (unsigned i = 0; i < g->vcpus; i++)
-        if (i != cpu->id && g->cpu[i])
-            number[i] = post(g->cpu[i], page, 0);
+        if (i != cpu->id && g->cpu[i]) number[i] = post(g->cpu[i], page, 0);
     for (unsigned i = 0; i < g->vcpus; i++)
-        if (i != cpu->id && g->cpu[i])
-            await(cpu, g->cpu[i], number[i]);
+        if (i != cpu->id && g->cpu[i]) await(cpu, g->cpu[i], number[i]);
 }
 
 static void release_page(struct soft_cpu *cpu, uint64_t page)
 {
     _Atomic uint64_t *w = code_word(cpu, page);
-    if (w)
-        atomic_fetch_and(w, ~(1ull << cpu->id));
+    if (w) atomic_fetch_and(w, ~(1ull << cpu->id));
 }
 
 /* ---- killing blocks ---- */
@@ -158,10 +149,8 @@ static void release_page(struct soft_cpu *cpu, uint64_t page)
 static void unhash(struct soft_private *p, struct block *b, uint32_t off)
 {
     uint32_t *at = &p->hash[hash_block(b->gpa, b->rip, b->mode)];
-    while (*at && *at != off)
-        at = &((struct block *)meta_ptr(p, *at))->next_hash;
-    if (*at)
-        *at = b->next_hash;
+    while (*at && *at != off) at = &((struct block *)meta_ptr(p, *at))->next_hash;
+    if (*at) *at = b->next_hash;
 }
 
 static void kill_block(struct soft_private *p, struct block *b, uint32_t off)
@@ -184,7 +173,8 @@ static unsigned kill_listed(struct soft_private *p, bool second, uint64_t gpa, u
         struct block *b = meta_ptr(p, off);
         uint32_t *next = second ? &b->next_page2 : &b->next_page;
         uint64_t start = second ? b->gpa2 : b->gpa;
-        uint64_t end = second ? b->gpa2 + b->guest_len : b->gpa + b->guest_len; /* in the second page: at most that far */
+        uint64_t end =
+            second ? b->gpa2 + b->guest_len : b->gpa + b->guest_len; /* in the second page: at most that far */
         bool here = (start & PAGE_MASK) == page;
         bool hit = here && !b->dead && gpa < end && start < gpa + len;
         if (hit) {
@@ -216,8 +206,7 @@ static void kill_range(struct soft_cpu *cpu, uint64_t gpa, uint32_t len)
     while (len) {
         uint64_t page = gpa & PAGE_MASK;
         uint32_t n = (uint32_t)(page + PAGE_SIZE - gpa);
-        if (n > len)
-            n = len;
+        if (n > len) n = len;
         bool left;
         unsigned killed = kill_overlapping(cpu, gpa, n, &left);
         /* A page that is written again and again beside its code holds data by now: give it back to the fast path. */
@@ -228,8 +217,7 @@ static void kill_range(struct soft_cpu *cpu, uint64_t gpa, uint32_t len)
         } else if (++p->near_miss[k].misses > NEAR_MISS_LIMIT && left) {
             kill_overlapping(cpu, page, PAGE_SIZE, &left);
         }
-        if (!left)
-            release_page(cpu, page);
+        if (!left) release_page(cpu, page);
         gpa += n;
         len -= n;
     }
@@ -241,15 +229,12 @@ void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len)
     uint64_t others = 0;
     for (uint64_t page = a.v & PAGE_MASK; page < a.v + len; page += PAGE_SIZE) {
         _Atomic uint64_t *w = code_word(cpu, page);
-        if (w)
-            others |= atomic_load(w);
+        if (w) others |= atomic_load(w);
     }
-    if (others & 1ull << cpu->id)
-        kill_range(cpu, a.v, len);
+    if (others & 1ull << cpu->id) kill_range(cpu, a.v, len);
     others &= ~(1ull << cpu->id);
     for (unsigned i = 0; others && i < g->vcpus; i++)
-        if (others & 1ull << i && g->cpu[i])
-            post(g->cpu[i], a.v, len);
+        if (others & 1ull << i && g->cpu[i]) post(g->cpu[i], a.v, len);
 }
 
 /* ---- flushes ---- */
@@ -300,8 +285,7 @@ static unsigned bloom(uint64_t page)
 void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a)
 {
     struct soft_private *p = cpu->priv;
-    if (!p)
-        return;
+    if (!p) return;
     unsigned h = bloom(a.v);
     if (page && !(p->code_pages[h / 64] >> (h & 63) & 1))
         return; /* nothing was ever concluded from that page's mapping */
@@ -310,13 +294,11 @@ void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t 
             p->itlb[i].tag = TLB_INVALID;
     }
     for (unsigned list = 0; list < 2; list++) {
-        if (list == 1 && !global)
-            continue;
+        if (list == 1 && !global) continue;
         clear_jumps(cpu, list, page, a.v);
         unlink_list(p, list, page, a.v);
     }
-    if (global && !page)
-        soft_zero(p->code_pages, sizeof p->code_pages);
+    if (global && !page) soft_zero(p->code_pages, sizeof p->code_pages);
 }
 
 void soft_cache_flush(struct soft_cpu *cpu)
@@ -367,8 +349,7 @@ enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct co
     if (p->itlb[i].tag != page || p->itlb[i].idx != idx) {
         struct mmu_result r;
         enum soft_result res = soft_walk(cpu, GVA(linear), ACC_EXEC, (enum soft_mmu_idx)idx, false, &r);
-        if (res != SOFT_OK)
-            return res;
+        if (res != SOFT_OK) return res;
         p->itlb[i].tag = page;
         p->itlb[i].idx = idx;
         p->itlb[i].gpa = r.gpa.v & PAGE_MASK;
@@ -387,8 +368,7 @@ enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct co
 enum soft_result soft_fetch(struct soft_cpu *cpu, uint8_t *bytes, unsigned *avail)
 {
     uint64_t linear = cpu->rip;
-    if (!soft_code64(cpu))
-        linear = (uint32_t)(cpu->rip + cpu->seg[SEG_CS].base);
+    if (!soft_code64(cpu)) linear = (uint32_t)(cpu->rip + cpu->seg[SEG_CS].base);
     unsigned n = 0;
     *avail = 0;
     while (n < 15) {
@@ -397,25 +377,21 @@ enum soft_result soft_fetch(struct soft_cpu *cpu, uint8_t *bytes, unsigned *avai
         if (!soft_code64(cpu)) {
             at = (uint32_t)at;
             if (cpu->rip + n > cpu->seg[SEG_CS].limit) {
-                if (n)
-                    break;
+                if (n) break;
                 return soft_raise_err(cpu, EXC_GP, 0);
             }
         } else if ((int64_t)(at << 16) >> 16 != (int64_t)at) {
-            if (n)
-                break;
+            if (n) break;
             return soft_raise_err(cpu, EXC_GP, 0);
         }
         enum soft_result res = soft_code_page(cpu, at, &c);
         if (res != SOFT_OK) {
-            if (n == 0)
-                return res;
+            if (n == 0) return res;
             cpu->exc.pending = false; /* only if the instruction reaches that far */
             break;
         }
         unsigned room = (unsigned)(PAGE_SIZE - (at & ~PAGE_MASK)), k = 15 - n < room ? 15 - n : room;
-        for (unsigned i = 0; i < k; i++)
-            bytes[n + i] = c.host ? c.host[(at & ~PAGE_MASK) + i] : 0xff;
+        for (unsigned i = 0; i < k; i++) bytes[n + i] = c.host ? c.host[(at & ~PAGE_MASK) + i] : 0xff;
         n += k;
     }
     *avail = n;
@@ -432,8 +408,7 @@ static void insert(struct soft_cpu *cpu, struct block *b)
     uint32_t *g = &p->page_hash[hash_page(b->gpa)];
     b->next_page = *g;
     *g = off;
-    if (b->gpa2 == NO_PAGE)
-        return;
+    if (b->gpa2 == NO_PAGE) return;
     uint32_t *g2 = &p->page2_hash[hash_page(b->gpa2)];
     b->next_page2 = *g2;
     *g2 = off;
@@ -443,10 +418,8 @@ static void insert(struct soft_cpu *cpu, struct block *b)
 static bool second_page_same(struct soft_cpu *cpu, const struct block *b)
 {
     struct code_page next;
-    if (b->gpa2 == NO_PAGE)
-        return true;
-    if (soft_code_page(cpu, (b->rip | ~PAGE_MASK) + 1, &next) == SOFT_OK)
-        return next.gpa == b->gpa2;
+    if (b->gpa2 == NO_PAGE) return true;
+    if (soft_code_page(cpu, (b->rip | ~PAGE_MASK) + 1, &next) == SOFT_OK) return next.gpa == b->gpa2;
     cpu->exc.pending = false;
     return false;
 }
@@ -455,14 +428,12 @@ static bool second_page_same(struct soft_cpu *cpu, const struct block *b)
 static struct block *translate_across(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, uint32_t mode)
 {
     struct code_page next;
-    if ((rip & ~PAGE_MASK) <= PAGE_SIZE - 15)
-        return NULL;
+    if ((rip & ~PAGE_MASK) <= PAGE_SIZE - 15) return NULL;
     if (soft_code_page(cpu, (rip | ~PAGE_MASK) + 1, &next) != SOFT_OK) {
         cpu->exc.pending = false; /* stepping will raise it */
         return NULL;
     }
-    if (!next.host)
-        return NULL;
+    if (!next.host) return NULL;
     claim_page(cpu, next.gpa);
     return soft_translate(cpu, rip, page, &next, mode);
 }
@@ -480,24 +451,19 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
         return NULL;
     }
     *res = soft_code_page(cpu, rip, &page);
-    if (*res != SOFT_OK || !page.host)
-        return NULL;
+    if (*res != SOFT_OK || !page.host) return NULL;
     uint64_t gpa = page.gpa + (rip & ~PAGE_MASK);
     for (uint32_t at = p->hash[hash_block(gpa, rip, mode)]; at;) {
         struct block *b = meta_ptr(p, at);
-        if (b->gpa == gpa && b->rip == rip && b->mode == mode && second_page_same(cpu, b))
-            return b;
+        if (b->gpa == gpa && b->rip == rip && b->mode == mode && second_page_same(cpu, b)) return b;
         at = b->next_hash;
     }
     soft_fpu_park(cpu);
-    if (soft_cache_low(p))
-        soft_cache_flush(cpu);
+    if (soft_cache_low(p)) soft_cache_flush(cpu);
     claim_page(cpu, page.gpa);
     struct block *b = soft_translate(cpu, rip, &page, NULL, mode);
-    if (!b)
-        b = translate_across(cpu, rip, &page, mode);
-    if (!b)
-        return NULL;
+    if (!b) b = translate_across(cpu, rip, &page, mode);
+    if (!b) return NULL;
     cpu->stat[ST_BLOCKS]++;
     insert(cpu, b);
     return b;
@@ -508,13 +474,11 @@ struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc)
 {
     struct soft_private *p = cpu->priv;
     uint64_t off = host_pc - (uint64_t)(uintptr_t)p->code;
-    if (off >= p->code_used)
-        return NULL;
+    if (off >= p->code_used) return NULL;
     for (uint32_t i = 0; i < HASH_SIZE; i++)
         for (uint32_t at = p->hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_hash) {
             struct block *b = meta_ptr(p, at);
-            if (off >= b->host && off < b->host_end)
-                return b;
+            if (off >= b->host && off < b->host_end) return b;
         }
     return NULL;
 }
@@ -523,8 +487,7 @@ void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)
 {
     struct soft_private *p = cpu->priv;
     struct block *from = meta_ptr(p, l->block);
-    if (l->linked || to->mode != ((from->mode & ~MODE_NO_MERGE) | l->extra_mode))
-        return;
+    if (l->linked || to->mode != ((from->mode & ~MODE_NO_MERGE) | l->extra_mode)) return;
     if (l->cross_page || to->gpa2 != NO_PAGE) {
         unsigned list = from->global && to->global;
         l->next = p->cross_links[list];
@@ -541,7 +504,6 @@ void soft_dma_written(struct soft_engine *g, gpa_t a, uint64_t len)
         uint64_t n = page >> PAGE_SHIFT;
         uint64_t who = n < g->code_pages ? atomic_load(&g->code_map[n]) : 0;
         for (unsigned i = 0; who && i < g->vcpus; i++)
-            if (who & 1ull << i && g->cpu[i])
-                post(g->cpu[i], page, (uint32_t)PAGE_SIZE);
+            if (who & 1ull << i && g->cpu[i]) post(g->cpu[i], page, (uint32_t)PAGE_SIZE);
     }
 }

@@ -75,8 +75,7 @@ static void convert_register(struct insn_op *o, ZydisRegister r)
         o->reg_class = RC_DR;
         o->reg = (uint8_t)ZydisRegisterGetId(r);
         return;
-    default:
-        break;
+    default: break;
     }
     if (gpr_number[r] != 0xff) {
         o->reg_class = gpr_high[r] ? RC_GPR_HIGH8 : RC_GPR;
@@ -97,9 +96,9 @@ static uint8_t action_bits(ZydisOperandActions a)
 
 static void convert_memory(struct insn_mem *m, const ZydisDecodedOperandMem *z)
 {
-    m->base = z->base == ZYDIS_REGISTER_NONE ? INSN_NOREG
+    m->base = z->base == ZYDIS_REGISTER_NONE                                   ? INSN_NOREG
               : z->base == ZYDIS_REGISTER_RIP || z->base == ZYDIS_REGISTER_EIP ? INSN_RIP
-                                                                                 : gpr_number[z->base];
+                                                                               : gpr_number[z->base];
     m->index = z->index == ZYDIS_REGISTER_NONE ? INSN_NOREG : gpr_number[z->index];
     if (z->index != ZYDIS_REGISTER_NONE && m->index == 0xff) m->index = (uint8_t)ZydisRegisterGetId(z->index);
     m->scale = z->scale ? z->scale : 1;
@@ -137,8 +136,7 @@ static void convert_operands(struct xinsn *x, const ZydisDecodedInstruction *z, 
             c->imm = o->ptr.offset;
             in->far_selector = o->ptr.segment;
             break;
-        default:
-            break;
+        default: break;
         }
     }
     in->ops = (uint8_t)n;
@@ -221,8 +219,7 @@ static void account_flags(struct xinsn *x, const ZydisDecodedInstruction *z, con
     case ZYDIS_CATEGORY_LOGICAL: /* AF "undefined": every CPU writes it; but MUL leaves some flags as they were on some */
         x->fl_kill |= undefined;
         break;
-    default:
-        break;
+    default: break;
     }
     if (z->mnemonic == ZYDIS_MNEMONIC_TEST) x->fl_kill |= undefined;
     if (z->mnemonic == ZYDIS_MNEMONIC_DIV || z->mnemonic == ZYDIS_MNEMONIC_IDIV) x->fl_kill = 0;
@@ -232,34 +229,48 @@ static void account_flags(struct xinsn *x, const ZydisDecodedInstruction *z, con
 static uint8_t gate_of(const ZydisDecodedInstruction *z)
 {
     switch (z->encoding) {
-    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
-        return GATE_AVX512;
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX: return GATE_AVX512;
     case ZYDIS_INSTRUCTION_ENCODING_VEX:
         switch (z->meta.isa_ext) {
-        case ZYDIS_ISA_EXT_BMI1: case ZYDIS_ISA_EXT_BMI2: return GATE_NONE;
+        case ZYDIS_ISA_EXT_BMI1:
+        case ZYDIS_ISA_EXT_BMI2: return GATE_NONE;
         default: return z->meta.category == ZYDIS_CATEGORY_KMASK ? GATE_AVX512 : GATE_AVX;
         }
-    case ZYDIS_INSTRUCTION_ENCODING_XOP:
-        return z->meta.isa_ext == ZYDIS_ISA_EXT_TBM ? GATE_NONE : GATE_AVX;
-    default:
-        break;
+    case ZYDIS_INSTRUCTION_ENCODING_XOP: return z->meta.isa_ext == ZYDIS_ISA_EXT_TBM ? GATE_NONE : GATE_AVX;
+    default: break;
     }
     switch (z->meta.isa_ext) {
     case ZYDIS_ISA_EXT_X87: return z->mnemonic == ZYDIS_MNEMONIC_FWAIT ? GATE_FWAIT : GATE_X87;
-    case ZYDIS_ISA_EXT_MMX: case ZYDIS_ISA_EXT_AMD3DNOW: return GATE_MMX;
-    case ZYDIS_ISA_EXT_SSE: case ZYDIS_ISA_EXT_SSE2: case ZYDIS_ISA_EXT_SSE3: case ZYDIS_ISA_EXT_SSSE3:
-    case ZYDIS_ISA_EXT_SSE4: case ZYDIS_ISA_EXT_SSE4A: case ZYDIS_ISA_EXT_AES: case ZYDIS_ISA_EXT_PCLMULQDQ:
-    case ZYDIS_ISA_EXT_SHA: case ZYDIS_ISA_EXT_GFNI:
-        break;
+    case ZYDIS_ISA_EXT_MMX:
+    case ZYDIS_ISA_EXT_AMD3DNOW: return GATE_MMX;
+    case ZYDIS_ISA_EXT_SSE:
+    case ZYDIS_ISA_EXT_SSE2:
+    case ZYDIS_ISA_EXT_SSE3:
+    case ZYDIS_ISA_EXT_SSSE3:
+    case ZYDIS_ISA_EXT_SSE4:
+    case ZYDIS_ISA_EXT_SSE4A:
+    case ZYDIS_ISA_EXT_AES:
+    case ZYDIS_ISA_EXT_PCLMULQDQ:
+    case ZYDIS_ISA_EXT_SHA:
+    case ZYDIS_ISA_EXT_GFNI: break;
     default: return GATE_NONE;
     }
     if (z->mnemonic == ZYDIS_MNEMONIC_FISTTP) return GATE_X87;
     switch (z->mnemonic) { /* in the SSE extensions, but on GPRs or without state */
-    case ZYDIS_MNEMONIC_MOVNTI: case ZYDIS_MNEMONIC_SFENCE: case ZYDIS_MNEMONIC_LFENCE: case ZYDIS_MNEMONIC_MFENCE:
-    case ZYDIS_MNEMONIC_CRC32: case ZYDIS_MNEMONIC_POPCNT: case ZYDIS_MNEMONIC_PREFETCHNTA: case ZYDIS_MNEMONIC_PREFETCHT0:
-    case ZYDIS_MNEMONIC_PREFETCHT1: case ZYDIS_MNEMONIC_PREFETCHT2: case ZYDIS_MNEMONIC_CLFLUSH: case ZYDIS_MNEMONIC_PAUSE:
-    case ZYDIS_MNEMONIC_MONITOR: case ZYDIS_MNEMONIC_MWAIT:
-        return GATE_NONE;
+    case ZYDIS_MNEMONIC_MOVNTI:
+    case ZYDIS_MNEMONIC_SFENCE:
+    case ZYDIS_MNEMONIC_LFENCE:
+    case ZYDIS_MNEMONIC_MFENCE:
+    case ZYDIS_MNEMONIC_CRC32:
+    case ZYDIS_MNEMONIC_POPCNT:
+    case ZYDIS_MNEMONIC_PREFETCHNTA:
+    case ZYDIS_MNEMONIC_PREFETCHT0:
+    case ZYDIS_MNEMONIC_PREFETCHT1:
+    case ZYDIS_MNEMONIC_PREFETCHT2:
+    case ZYDIS_MNEMONIC_CLFLUSH:
+    case ZYDIS_MNEMONIC_PAUSE:
+    case ZYDIS_MNEMONIC_MONITOR:
+    case ZYDIS_MNEMONIC_MWAIT: return GATE_NONE;
     default: return GATE_SSE;
     }
 }
@@ -267,19 +278,46 @@ static uint8_t gate_of(const ZydisDecodedInstruction *z)
 static bool special_category(ZydisInstructionCategory c)
 {
     switch (c) {
-    case ZYDIS_CATEGORY_INTERRUPT: case ZYDIS_CATEGORY_IO: case ZYDIS_CATEGORY_IOSTRINGOP: case ZYDIS_CATEGORY_STRINGOP:
-    case ZYDIS_CATEGORY_SYSCALL: case ZYDIS_CATEGORY_SYSRET: case ZYDIS_CATEGORY_SYSTEM: case ZYDIS_CATEGORY_XSAVE:
-    case ZYDIS_CATEGORY_XSAVEOPT: case ZYDIS_CATEGORY_SEGOP: case ZYDIS_CATEGORY_VTX: case ZYDIS_CATEGORY_SGX:
-    case ZYDIS_CATEGORY_CET: case ZYDIS_CATEGORY_PCONFIG: case ZYDIS_CATEGORY_PT: case ZYDIS_CATEGORY_KEYLOCKER:
-    case ZYDIS_CATEGORY_KEYLOCKER_WIDE: case ZYDIS_CATEGORY_RDWRFSGS: case ZYDIS_CATEGORY_SMAP: case ZYDIS_CATEGORY_MPX:
-    case ZYDIS_CATEGORY_PKU: case ZYDIS_CATEGORY_WAITPKG: case ZYDIS_CATEGORY_UINTR: case ZYDIS_CATEGORY_ENQCMD:
-    case ZYDIS_CATEGORY_HRESET: case ZYDIS_CATEGORY_RDPID: case ZYDIS_CATEGORY_RDPRU: case ZYDIS_CATEGORY_AMX_TILE:
-    case ZYDIS_CATEGORY_PADLOCK: case ZYDIS_CATEGORY_MOVDIR: case ZYDIS_CATEGORY_TSX_LDTRK: case ZYDIS_CATEGORY_INVALID:
-    case ZYDIS_CATEGORY_KNC: case ZYDIS_CATEGORY_KNCMASK: case ZYDIS_CATEGORY_KNCSCALAR: case ZYDIS_CATEGORY_UFMA:
-    case ZYDIS_CATEGORY_CLZERO: case ZYDIS_CATEGORY_DECIMAL: case ZYDIS_CATEGORY_SERIALIZE:
-        return true;
-    default:
-        return false;
+    case ZYDIS_CATEGORY_INTERRUPT:
+    case ZYDIS_CATEGORY_IO:
+    case ZYDIS_CATEGORY_IOSTRINGOP:
+    case ZYDIS_CATEGORY_STRINGOP:
+    case ZYDIS_CATEGORY_SYSCALL:
+    case ZYDIS_CATEGORY_SYSRET:
+    case ZYDIS_CATEGORY_SYSTEM:
+    case ZYDIS_CATEGORY_XSAVE:
+    case ZYDIS_CATEGORY_XSAVEOPT:
+    case ZYDIS_CATEGORY_SEGOP:
+    case ZYDIS_CATEGORY_VTX:
+    case ZYDIS_CATEGORY_SGX:
+    case ZYDIS_CATEGORY_CET:
+    case ZYDIS_CATEGORY_PCONFIG:
+    case ZYDIS_CATEGORY_PT:
+    case ZYDIS_CATEGORY_KEYLOCKER:
+    case ZYDIS_CATEGORY_KEYLOCKER_WIDE:
+    case ZYDIS_CATEGORY_RDWRFSGS:
+    case ZYDIS_CATEGORY_SMAP:
+    case ZYDIS_CATEGORY_MPX:
+    case ZYDIS_CATEGORY_PKU:
+    case ZYDIS_CATEGORY_WAITPKG:
+    case ZYDIS_CATEGORY_UINTR:
+    case ZYDIS_CATEGORY_ENQCMD:
+    case ZYDIS_CATEGORY_HRESET:
+    case ZYDIS_CATEGORY_RDPID:
+    case ZYDIS_CATEGORY_RDPRU:
+    case ZYDIS_CATEGORY_AMX_TILE:
+    case ZYDIS_CATEGORY_PADLOCK:
+    case ZYDIS_CATEGORY_MOVDIR:
+    case ZYDIS_CATEGORY_TSX_LDTRK:
+    case ZYDIS_CATEGORY_INVALID:
+    case ZYDIS_CATEGORY_KNC:
+    case ZYDIS_CATEGORY_KNCMASK:
+    case ZYDIS_CATEGORY_KNCSCALAR:
+    case ZYDIS_CATEGORY_UFMA:
+    case ZYDIS_CATEGORY_CLZERO:
+    case ZYDIS_CATEGORY_DECIMAL:
+    case ZYDIS_CATEGORY_SERIALIZE: return true;
+    default: return false;
     }
 }
 
@@ -294,8 +332,12 @@ static uint8_t classify_branch(const ZydisDecodedInstruction *z, const ZydisDeco
     case ZYDIS_MNEMONIC_JMP: return direct ? XK_JMP : XK_JMP_IND;
     case ZYDIS_MNEMONIC_CALL: return direct ? XK_CALL : XK_CALL_IND;
     case ZYDIS_MNEMONIC_RET: return z->operand_width == 64 ? XK_RET : XK_SPECIAL;
-    case ZYDIS_MNEMONIC_JCXZ: case ZYDIS_MNEMONIC_JECXZ: case ZYDIS_MNEMONIC_JRCXZ: case ZYDIS_MNEMONIC_LOOP:
-    case ZYDIS_MNEMONIC_LOOPE: case ZYDIS_MNEMONIC_LOOPNE: return XK_SPECIAL;
+    case ZYDIS_MNEMONIC_JCXZ:
+    case ZYDIS_MNEMONIC_JECXZ:
+    case ZYDIS_MNEMONIC_JRCXZ:
+    case ZYDIS_MNEMONIC_LOOP:
+    case ZYDIS_MNEMONIC_LOOPE:
+    case ZYDIS_MNEMONIC_LOOPNE: return XK_SPECIAL;
     default: break;
     }
     return z->meta.category == ZYDIS_CATEGORY_COND_BR ? XK_JCC : XK_SPECIAL;
@@ -304,32 +346,62 @@ static uint8_t classify_branch(const ZydisDecodedInstruction *z, const ZydisDeco
 static uint8_t classify_misc(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops, bool plain)
 {
     switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_NOP: case ZYDIS_MNEMONIC_ENDBR64: case ZYDIS_MNEMONIC_ENDBR32: case ZYDIS_MNEMONIC_PREFETCH:
-    case ZYDIS_MNEMONIC_PREFETCHNTA: case ZYDIS_MNEMONIC_PREFETCHT0: case ZYDIS_MNEMONIC_PREFETCHT1:
-    case ZYDIS_MNEMONIC_PREFETCHT2: case ZYDIS_MNEMONIC_PREFETCHW: case ZYDIS_MNEMONIC_PREFETCHWT1:
-        return XK_NOP;
+    case ZYDIS_MNEMONIC_NOP:
+    case ZYDIS_MNEMONIC_ENDBR64:
+    case ZYDIS_MNEMONIC_ENDBR32:
+    case ZYDIS_MNEMONIC_PREFETCH:
+    case ZYDIS_MNEMONIC_PREFETCHNTA:
+    case ZYDIS_MNEMONIC_PREFETCHT0:
+    case ZYDIS_MNEMONIC_PREFETCHT1:
+    case ZYDIS_MNEMONIC_PREFETCHT2:
+    case ZYDIS_MNEMONIC_PREFETCHW:
+    case ZYDIS_MNEMONIC_PREFETCHWT1: return XK_NOP;
     case ZYDIS_MNEMONIC_LEA:
         if (ops[1].mem.base == ZYDIS_REGISTER_RIP || ops[1].mem.base == ZYDIS_REGISTER_EIP)
             return z->operand_width >= 32 ? XK_LEA_RIP : XK_SPECIAL;
         return z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 ? XK_COPY : XK_SPECIAL;
     case ZYDIS_MNEMONIC_LEAVE: return z->operand_width == 64 ? XK_LEAVE : XK_SPECIAL;
-    case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2:
-    case ZYDIS_MNEMONIC_ENTER: case ZYDIS_MNEMONIC_XLAT: case ZYDIS_MNEMONIC_MONITOR: case ZYDIS_MNEMONIC_MWAIT:
-    case ZYDIS_MNEMONIC_MONITORX: case ZYDIS_MNEMONIC_MWAITX: case ZYDIS_MNEMONIC_BOUND: case ZYDIS_MNEMONIC_CLI:
-    case ZYDIS_MNEMONIC_STI: case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_POPF: case ZYDIS_MNEMONIC_PUSHFD:
-    case ZYDIS_MNEMONIC_POPFD: case ZYDIS_MNEMONIC_PUSHFQ: case ZYDIS_MNEMONIC_POPFQ: case ZYDIS_MNEMONIC_FXSAVE:
-    case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_FXRSTOR: case ZYDIS_MNEMONIC_FXRSTOR64: case ZYDIS_MNEMONIC_MASKMOVQ:
-    case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU: case ZYDIS_MNEMONIC_SALC: case ZYDIS_MNEMONIC_XBEGIN:
-    case ZYDIS_MNEMONIC_XEND: case ZYDIS_MNEMONIC_XABORT: case ZYDIS_MNEMONIC_XTEST:
-    case ZYDIS_MNEMONIC_INVPCID: case ZYDIS_MNEMONIC_PTWRITE: case ZYDIS_MNEMONIC_PAUSE:
-        return XK_SPECIAL;
-    default:
-        break;
+    case ZYDIS_MNEMONIC_CPUID:
+    case ZYDIS_MNEMONIC_UD0:
+    case ZYDIS_MNEMONIC_UD1:
+    case ZYDIS_MNEMONIC_UD2:
+    case ZYDIS_MNEMONIC_ENTER:
+    case ZYDIS_MNEMONIC_XLAT:
+    case ZYDIS_MNEMONIC_MONITOR:
+    case ZYDIS_MNEMONIC_MWAIT:
+    case ZYDIS_MNEMONIC_MONITORX:
+    case ZYDIS_MNEMONIC_MWAITX:
+    case ZYDIS_MNEMONIC_BOUND:
+    case ZYDIS_MNEMONIC_CLI:
+    case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_PUSHF:
+    case ZYDIS_MNEMONIC_POPF:
+    case ZYDIS_MNEMONIC_PUSHFD:
+    case ZYDIS_MNEMONIC_POPFD:
+    case ZYDIS_MNEMONIC_PUSHFQ:
+    case ZYDIS_MNEMONIC_POPFQ:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+    case ZYDIS_MNEMONIC_SALC:
+    case ZYDIS_MNEMONIC_XBEGIN:
+    case ZYDIS_MNEMONIC_XEND:
+    case ZYDIS_MNEMONIC_XABORT:
+    case ZYDIS_MNEMONIC_XTEST:
+    case ZYDIS_MNEMONIC_INVPCID:
+    case ZYDIS_MNEMONIC_PTWRITE:
+    case ZYDIS_MNEMONIC_PAUSE: return XK_SPECIAL;
+    default: break;
     }
     bool memory = false;
     for (unsigned i = 0; i < z->operand_count; i++) {
         if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY && ops[i].mem.type != ZYDIS_MEMOP_TYPE_AGEN) memory = true;
-        if (ops[i].type != ZYDIS_OPERAND_TYPE_REGISTER || ops[i].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN) continue;
+        if (ops[i].type != ZYDIS_OPERAND_TYPE_REGISTER || ops[i].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+            continue;
         ZydisRegisterClass c = ZydisRegisterGetClass(ops[i].reg.value);
         if (c == ZYDIS_REGCLASS_SEGMENT || c == ZYDIS_REGCLASS_CONTROL || c == ZYDIS_REGCLASS_DEBUG) return XK_SPECIAL;
     }
@@ -340,21 +412,24 @@ static uint8_t classify_misc(const ZydisDecodedInstruction *z, const ZydisDecode
 static uint8_t classify(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops, bool plain)
 {
     switch (z->meta.category) {
-    case ZYDIS_CATEGORY_COND_BR: case ZYDIS_CATEGORY_UNCOND_BR: case ZYDIS_CATEGORY_CALL: case ZYDIS_CATEGORY_RET:
-        return classify_branch(z, ops);
+    case ZYDIS_CATEGORY_COND_BR:
+    case ZYDIS_CATEGORY_UNCOND_BR:
+    case ZYDIS_CATEGORY_CALL:
+    case ZYDIS_CATEGORY_RET: return classify_branch(z, ops);
     case ZYDIS_CATEGORY_PUSH:
-        if (z->mnemonic == ZYDIS_MNEMONIC_PUSH && z->operand_width == 64 && z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 &&
+        if (z->mnemonic == ZYDIS_MNEMONIC_PUSH && z->operand_width == 64 &&
+            z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 &&
             (ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE || gpr_number[ops[0].reg.value] != 0xff) &&
             ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY)
             return XK_PUSH;
         return XK_SPECIAL;
     case ZYDIS_CATEGORY_POP:
-        if (z->mnemonic == ZYDIS_MNEMONIC_POP && z->operand_width == 64 && z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 &&
-            ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_number[ops[0].reg.value] != 0xff)
+        if (z->mnemonic == ZYDIS_MNEMONIC_POP && z->operand_width == 64 &&
+            z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 && ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            gpr_number[ops[0].reg.value] != 0xff)
             return XK_POP;
         return XK_SPECIAL;
-    default:
-        break;
+    default: break;
     }
     if (special_category(z->meta.category)) {
         if (z->mnemonic == ZYDIS_MNEMONIC_LEA || z->mnemonic == ZYDIS_MNEMONIC_NOP) return classify_misc(z, ops, plain);
@@ -385,7 +460,9 @@ static int failed(const ZydisDecoder *d, ZyanStatus st, const uint8_t *bytes, un
     uint8_t rest[15] = {0};
     unsigned n = 0;
     if (avail < 15) return st == ZYDIS_STATUS_NO_MORE_DATA ? -2 : -1;
-    while (n < 14 && (strchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", bytes[n]) || (rex && (bytes[n] & 0xf0) == 0x40))) n++;
+    while (n < 14 &&
+           (strchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", bytes[n]) || (rex && (bytes[n] & 0xf0) == 0x40)))
+        n++;
     memcpy(rest, bytes + n, avail - n);
     bool three = rest[0] == 0xc4 || (rest[0] == 0x8f && (rest[1] & 0x1f) >= 8); /* VEX, XOP */
     unsigned least = rest[0] == 0x62 ? 6 : three ? 5 : rest[0] == 0xc5 ? 4 : 1;
@@ -436,7 +513,8 @@ int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64
         if (ops[i].encoding == ZYDIS_OPERAND_ENCODING_IS4) x->is4_bit7_ignored = code_size != 8;
     bool clears = z.mnemonic == ZYDIS_MNEMONIC_VZEROALL || z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER;
     if (clears && code_size != 8) x->kind = XK_SPECIAL; /* registers 8 to 15 stay */
-    if (z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || z.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT || z.mnemonic == ZYDIS_MNEMONIC_CLWB)
+    if (z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || z.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT ||
+        z.mnemonic == ZYDIS_MNEMONIC_CLWB)
         x->mem_size = 1; /* names its line by any byte of it */
     x->aligned = soft_needs_alignment(&z, x->mem_size, &x->aligned_unless_mm);
     if (x->uses_vsib) x->kind = XK_SPECIAL;

@@ -20,8 +20,14 @@ struct need {
     uint8_t where;
     uint32_t bit;
 };
-#define SET(name, where, bit) {ZYDIS_ISA_SET_##name, ZYDIS_ISA_SET_##name, where, bit}
-#define SETS(first, last, where, bit) {ZYDIS_ISA_SET_##first, ZYDIS_ISA_SET_##last, where, bit}
+#define SET(name, where, bit)                                  \
+    {                                                          \
+        ZYDIS_ISA_SET_##name, ZYDIS_ISA_SET_##name, where, bit \
+    }
+#define SETS(first, last, where, bit)                           \
+    {                                                           \
+        ZYDIS_ISA_SET_##first, ZYDIS_ISA_SET_##last, where, bit \
+    }
 
 static const struct need needs[] = {
     SET(ADOX_ADCX, L7B, BIT(19)),
@@ -92,8 +98,7 @@ void soft_isa_init(void)
     cpuid(1, 0, r);
     leaf[L1C] = r[2];
     leaf[L1D] = r[3];
-    if (leaf[L1C] & BIT(27))
-        __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(d) : "c"(0));
+    if (leaf[L1C] & BIT(27)) __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(d) : "c"(0));
     avx_enabled = (xcr0 & 6) == 6;
     avx512_enabled = (xcr0 & 0xe6) == 0xe6;
     if (max >= 7) {
@@ -118,10 +123,10 @@ void soft_isa_init(void)
 
 bool soft_isa_missing(const ZydisDecodedInstruction *z)
 {
-    if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW && !(leaf[X1D] & BIT(31)))
-        return true;
+    if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW && !(leaf[X1D] & BIT(31))) return true;
     bool vex = z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP;
-    if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX || (z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && !avx512_enabled))
+    if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX ||
+        (z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && !avx512_enabled))
         return true;
     if (vex && !avx_enabled && z->meta.isa_ext != ZYDIS_ISA_EXT_BMI1 && z->meta.isa_ext != ZYDIS_ISA_EXT_BMI2)
         return true;
@@ -134,21 +139,34 @@ bool soft_needs_alignment(const ZydisDecodedInstruction *z, unsigned mem_size, b
 {
     *unless_mm = false;
     switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD: case ZYDIS_MNEMONIC_VMOVDQA: case ZYDIS_MNEMONIC_VMOVDQA32:
-    case ZYDIS_MNEMONIC_VMOVDQA64: case ZYDIS_MNEMONIC_VMOVNTPS: case ZYDIS_MNEMONIC_VMOVNTPD: case ZYDIS_MNEMONIC_VMOVNTDQ:
-    case ZYDIS_MNEMONIC_VMOVNTDQA: case ZYDIS_MNEMONIC_MOVAPS: case ZYDIS_MNEMONIC_MOVAPD: case ZYDIS_MNEMONIC_MOVDQA:
-    case ZYDIS_MNEMONIC_MOVNTPS: case ZYDIS_MNEMONIC_MOVNTPD: case ZYDIS_MNEMONIC_MOVNTDQ: case ZYDIS_MNEMONIC_MOVNTDQA:
-    case ZYDIS_MNEMONIC_CMPXCHG16B:
-        return true;
-    case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
-    case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
-    case ZYDIS_MNEMONIC_PCMPISTRM:
-        return false;
-    default:
-        break;
+    case ZYDIS_MNEMONIC_VMOVAPS:
+    case ZYDIS_MNEMONIC_VMOVAPD:
+    case ZYDIS_MNEMONIC_VMOVDQA:
+    case ZYDIS_MNEMONIC_VMOVDQA32:
+    case ZYDIS_MNEMONIC_VMOVDQA64:
+    case ZYDIS_MNEMONIC_VMOVNTPS:
+    case ZYDIS_MNEMONIC_VMOVNTPD:
+    case ZYDIS_MNEMONIC_VMOVNTDQ:
+    case ZYDIS_MNEMONIC_VMOVNTDQA:
+    case ZYDIS_MNEMONIC_MOVAPS:
+    case ZYDIS_MNEMONIC_MOVAPD:
+    case ZYDIS_MNEMONIC_MOVDQA:
+    case ZYDIS_MNEMONIC_MOVNTPS:
+    case ZYDIS_MNEMONIC_MOVNTPD:
+    case ZYDIS_MNEMONIC_MOVNTDQ:
+    case ZYDIS_MNEMONIC_MOVNTDQA:
+    case ZYDIS_MNEMONIC_CMPXCHG16B: return true;
+    case ZYDIS_MNEMONIC_MOVUPS:
+    case ZYDIS_MNEMONIC_MOVUPD:
+    case ZYDIS_MNEMONIC_MOVDQU:
+    case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI:
+    case ZYDIS_MNEMONIC_PCMPESTRM:
+    case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM: return false;
+    default: break;
     }
-    if (z->meta.isa_set == ZYDIS_ISA_SET_SHA)
-        return false; /* AMD's don't care */
+    if (z->meta.isa_set == ZYDIS_ISA_SET_SHA) return false; /* AMD's don't care */
     *unless_mm = true;
     return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && mem_size == 16;
 }
@@ -156,14 +174,15 @@ bool soft_needs_alignment(const ZydisDecodedInstruction *z, unsigned mem_size, b
 bool soft_checks_mf(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
 {
     switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_FNSTCW: case ZYDIS_MNEMONIC_FNSTSW: case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE:
-    case ZYDIS_MNEMONIC_FNINIT: case ZYDIS_MNEMONIC_FNCLEX:
-        return false;
-    default:
-        break;
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNINIT:
+    case ZYDIS_MNEMONIC_FNCLEX: return false;
+    default: break;
     }
-    if (z->meta.isa_ext == ZYDIS_ISA_EXT_X87 || z->mnemonic == ZYDIS_MNEMONIC_FISTTP)
-        return true;
+    if (z->meta.isa_ext == ZYDIS_ISA_EXT_X87 || z->mnemonic == ZYDIS_MNEMONIC_FISTTP) return true;
     for (unsigned i = 0; i < z->operand_count_visible; i++)
         if (ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(ops[i].reg.value) == ZYDIS_REGCLASS_MMX)
             return true;
@@ -173,19 +192,38 @@ bool soft_checks_mf(const ZydisDecodedInstruction *z, const ZydisDecodedOperand 
 bool soft_ignores_w(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
 {
     switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_ANDN: case ZYDIS_MNEMONIC_BEXTR: case ZYDIS_MNEMONIC_BLSI: case ZYDIS_MNEMONIC_BLSMSK:
-    case ZYDIS_MNEMONIC_BLSR: case ZYDIS_MNEMONIC_BZHI: case ZYDIS_MNEMONIC_MULX: case ZYDIS_MNEMONIC_PDEP:
-    case ZYDIS_MNEMONIC_PEXT: case ZYDIS_MNEMONIC_RORX: case ZYDIS_MNEMONIC_SARX: case ZYDIS_MNEMONIC_SHLX:
-    case ZYDIS_MNEMONIC_SHRX: case ZYDIS_MNEMONIC_VMOVD: case ZYDIS_MNEMONIC_VPEXTRD: case ZYDIS_MNEMONIC_VPINSRD:
-    case ZYDIS_MNEMONIC_VCVTSS2SI: case ZYDIS_MNEMONIC_VCVTSD2SI: case ZYDIS_MNEMONIC_VCVTTSS2SI: case ZYDIS_MNEMONIC_VCVTTSD2SI:
-    case ZYDIS_MNEMONIC_VCVTSS2USI: case ZYDIS_MNEMONIC_VCVTSD2USI: case ZYDIS_MNEMONIC_VCVTTSS2USI:
-    case ZYDIS_MNEMONIC_VCVTTSD2USI: case ZYDIS_MNEMONIC_VCVTSI2SS: case ZYDIS_MNEMONIC_VCVTSI2SD:
-    case ZYDIS_MNEMONIC_VCVTUSI2SS: case ZYDIS_MNEMONIC_VCVTUSI2SD: case ZYDIS_MNEMONIC_VPCMPESTRI:
-    case ZYDIS_MNEMONIC_VPCMPESTRM:
-        return true;
+    case ZYDIS_MNEMONIC_ANDN:
+    case ZYDIS_MNEMONIC_BEXTR:
+    case ZYDIS_MNEMONIC_BLSI:
+    case ZYDIS_MNEMONIC_BLSMSK:
+    case ZYDIS_MNEMONIC_BLSR:
+    case ZYDIS_MNEMONIC_BZHI:
+    case ZYDIS_MNEMONIC_MULX:
+    case ZYDIS_MNEMONIC_PDEP:
+    case ZYDIS_MNEMONIC_PEXT:
+    case ZYDIS_MNEMONIC_RORX:
+    case ZYDIS_MNEMONIC_SARX:
+    case ZYDIS_MNEMONIC_SHLX:
+    case ZYDIS_MNEMONIC_SHRX:
+    case ZYDIS_MNEMONIC_VMOVD:
+    case ZYDIS_MNEMONIC_VPEXTRD:
+    case ZYDIS_MNEMONIC_VPINSRD:
+    case ZYDIS_MNEMONIC_VCVTSS2SI:
+    case ZYDIS_MNEMONIC_VCVTSD2SI:
+    case ZYDIS_MNEMONIC_VCVTTSS2SI:
+    case ZYDIS_MNEMONIC_VCVTTSD2SI:
+    case ZYDIS_MNEMONIC_VCVTSS2USI:
+    case ZYDIS_MNEMONIC_VCVTSD2USI:
+    case ZYDIS_MNEMONIC_VCVTTSS2USI:
+    case ZYDIS_MNEMONIC_VCVTTSD2USI:
+    case ZYDIS_MNEMONIC_VCVTSI2SS:
+    case ZYDIS_MNEMONIC_VCVTSI2SD:
+    case ZYDIS_MNEMONIC_VCVTUSI2SS:
+    case ZYDIS_MNEMONIC_VCVTUSI2SD:
+    case ZYDIS_MNEMONIC_VPCMPESTRI:
+    case ZYDIS_MNEMONIC_VPCMPESTRM: return true;
     case ZYDIS_MNEMONIC_VPBROADCASTD:
         return z->opcode == 0x7c && ops[z->operand_count_visible - 1].type == ZYDIS_OPERAND_TYPE_REGISTER;
-    default:
-        return false;
+    default: return false;
     }
 }

@@ -5,25 +5,35 @@
 static bool no_suppression(ZydisExceptionClass c)
 {
     switch (c) {
-    case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E2NF: case ZYDIS_EXCEPTION_CLASS_E3NF:
-    case ZYDIS_EXCEPTION_CLASS_E4NF: case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
-    case ZYDIS_EXCEPTION_CLASS_E9NF: case ZYDIS_EXCEPTION_CLASS_E10NF: case ZYDIS_EXCEPTION_CLASS_E11NF:
-        return true;
-    default:
-        return false;
+    case ZYDIS_EXCEPTION_CLASS_E1NF:
+    case ZYDIS_EXCEPTION_CLASS_E2NF:
+    case ZYDIS_EXCEPTION_CLASS_E3NF:
+    case ZYDIS_EXCEPTION_CLASS_E4NF:
+    case ZYDIS_EXCEPTION_CLASS_E5NF:
+    case ZYDIS_EXCEPTION_CLASS_E6NF:
+    case ZYDIS_EXCEPTION_CLASS_E9NF:
+    case ZYDIS_EXCEPTION_CLASS_E10NF:
+    case ZYDIS_EXCEPTION_CLASS_E11NF: return true;
+    default: return false;
     }
 }
 
 static bool is_packed(uint16_t mnemonic)
 {
     switch (mnemonic) {
-    case ZYDIS_MNEMONIC_VPCOMPRESSB: case ZYDIS_MNEMONIC_VPCOMPRESSW: case ZYDIS_MNEMONIC_VPCOMPRESSD:
-    case ZYDIS_MNEMONIC_VPCOMPRESSQ: case ZYDIS_MNEMONIC_VCOMPRESSPS: case ZYDIS_MNEMONIC_VCOMPRESSPD:
-    case ZYDIS_MNEMONIC_VPEXPANDB: case ZYDIS_MNEMONIC_VPEXPANDW: case ZYDIS_MNEMONIC_VPEXPANDD:
-    case ZYDIS_MNEMONIC_VPEXPANDQ: case ZYDIS_MNEMONIC_VEXPANDPS: case ZYDIS_MNEMONIC_VEXPANDPD:
-        return true;
-    default:
-        return false;
+    case ZYDIS_MNEMONIC_VPCOMPRESSB:
+    case ZYDIS_MNEMONIC_VPCOMPRESSW:
+    case ZYDIS_MNEMONIC_VPCOMPRESSD:
+    case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+    case ZYDIS_MNEMONIC_VCOMPRESSPS:
+    case ZYDIS_MNEMONIC_VCOMPRESSPD:
+    case ZYDIS_MNEMONIC_VPEXPANDB:
+    case ZYDIS_MNEMONIC_VPEXPANDW:
+    case ZYDIS_MNEMONIC_VPEXPANDD:
+    case ZYDIS_MNEMONIC_VPEXPANDQ:
+    case ZYDIS_MNEMONIC_VEXPANDPS:
+    case ZYDIS_MNEMONIC_VEXPANDPD: return true;
+    default: return false;
     }
 }
 
@@ -31,9 +41,14 @@ static unsigned broadcast_lanes(ZydisBroadcastMode m)
 {
     switch (m) {
     case ZYDIS_BROADCAST_MODE_1_TO_2: return 2;
-    case ZYDIS_BROADCAST_MODE_1_TO_4: case ZYDIS_BROADCAST_MODE_2_TO_4: return 4;
-    case ZYDIS_BROADCAST_MODE_1_TO_8: case ZYDIS_BROADCAST_MODE_2_TO_8: case ZYDIS_BROADCAST_MODE_4_TO_8: return 8;
-    case ZYDIS_BROADCAST_MODE_1_TO_16: case ZYDIS_BROADCAST_MODE_2_TO_16: case ZYDIS_BROADCAST_MODE_4_TO_16:
+    case ZYDIS_BROADCAST_MODE_1_TO_4:
+    case ZYDIS_BROADCAST_MODE_2_TO_4: return 4;
+    case ZYDIS_BROADCAST_MODE_1_TO_8:
+    case ZYDIS_BROADCAST_MODE_2_TO_8:
+    case ZYDIS_BROADCAST_MODE_4_TO_8: return 8;
+    case ZYDIS_BROADCAST_MODE_1_TO_16:
+    case ZYDIS_BROADCAST_MODE_2_TO_16:
+    case ZYDIS_BROADCAST_MODE_4_TO_16:
     case ZYDIS_BROADCAST_MODE_8_TO_16: return 16;
     case ZYDIS_BROADCAST_MODE_1_TO_32: return 32;
     case ZYDIS_BROADCAST_MODE_1_TO_64: return 64;
@@ -45,13 +60,13 @@ static unsigned broadcast_lanes(ZydisBroadcastMode m)
 static unsigned unit_of(uint16_t mnemonic, const ZydisDecodedOperand *mem)
 {
     switch (mnemonic) {
-    case ZYDIS_MNEMONIC_VPDPBUSD: case ZYDIS_MNEMONIC_VPDPBUSDS: case ZYDIS_MNEMONIC_VPDPWSSD: case ZYDIS_MNEMONIC_VPDPWSSDS:
-    case ZYDIS_MNEMONIC_VDPBF16PS:
-        return 4;
-    case ZYDIS_MNEMONIC_VPSHUFBITQMB:
-        return 1;
-    default:
-        return mem->element_size / 8u;
+    case ZYDIS_MNEMONIC_VPDPBUSD:
+    case ZYDIS_MNEMONIC_VPDPBUSDS:
+    case ZYDIS_MNEMONIC_VPDPWSSD:
+    case ZYDIS_MNEMONIC_VPDPWSSDS:
+    case ZYDIS_MNEMONIC_VDPBF16PS: return 4;
+    case ZYDIS_MNEMONIC_VPSHUFBITQMB: return 1;
+    default: return mem->element_size / 8u;
     }
 }
 
@@ -60,8 +75,7 @@ static void opmask(struct xinsn *x, const ZydisDecodedInstruction *z, const Zydi
     bool whole = no_suppression(z->meta.exception_class) || z->mnemonic == ZYDIS_MNEMONIC_VCVTNE2PS2BF16 ||
                  z->mnemonic == ZYDIS_MNEMONIC_VDBPSADBW || z->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB ||
                  z->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB;
-    if (whole && !x->mem_write)
-        return; /* as good as without a mask */
+    if (whole && !x->mem_write) return; /* as good as without a mask */
     x->masked = true;
     x->mask = is_packed((uint16_t)z->mnemonic) ? MASK_PACKED : MASK_LANES;
     x->mask_whole = whole;
@@ -85,14 +99,15 @@ void soft_find_mask(struct xinsn *x, const ZydisDecodedInstruction *z, const Zyd
 {
     x->masked = false;
     switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VPMASKMOVD: vector_mask(x, ops, 4); return;
-    case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVQ: vector_mask(x, ops, 8); return;
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VPMASKMOVD: vector_mask(x, ops, 4); return;
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ: vector_mask(x, ops, 8); return;
     default: break;
     }
     if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || z->avx.mask.reg <= ZYDIS_REGISTER_K0 ||
         z->avx.mask.reg > ZYDIS_REGISTER_K7)
         return;
     for (unsigned i = 0; i < z->operand_count_visible; i++)
-        if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY && ops[i].mem.type == ZYDIS_MEMOP_TYPE_MEM)
-            opmask(x, z, &ops[i]);
+        if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY && ops[i].mem.type == ZYDIS_MEMOP_TYPE_MEM) opmask(x, z, &ops[i]);
 }

@@ -37,16 +37,14 @@ static void prefer_large(void *p, size_t size)
 
 static void unreserve(void *p, size_t size)
 {
-    if (p)
-        munmap(p, size);
+    if (p) munmap(p, size);
 }
 
 static uint64_t memory_top(const struct guest_memory *m)
 {
     uint64_t top = 0;
     for (unsigned i = 0; i < m->slots; i++)
-        if (m->slot[i].base.v + m->slot[i].size > top)
-            top = m->slot[i].base.v + m->slot[i].size;
+        if (m->slot[i].base.v + m->slot[i].size > top) top = m->slot[i].base.v + m->slot[i].size;
     return top;
 }
 
@@ -55,8 +53,7 @@ static int soft_create(const struct engine_config *cfg, struct engine **out, str
     if (cfg->vcpus < 1 || cfg->vcpus > ENGINE_MAX_VCPUS)
         return nerr_set(e, -EINVAL, "%u vCPUs: the soft engine runs 1 to %d", cfg->vcpus, ENGINE_MAX_VCPUS);
     struct engine *g = calloc(1, sizeof *g);
-    if (!g)
-        return nerr_set(e, -ENOMEM, "no memory for the soft engine");
+    if (!g) return nerr_set(e, -ENOMEM, "no memory for the soft engine");
     g->soft.memory = cfg->memory;
     g->soft.vcpus = cfg->vcpus;
     g->soft.code_pages = memory_top(cfg->memory) >> PAGE_SHIFT;
@@ -94,8 +91,7 @@ static void free_cpu(struct soft_cpu *cpu)
 static void soft_destroy(struct engine *g)
 {
     for (unsigned i = 0; i < ENGINE_MAX_VCPUS; i++)
-        if (g->vcpu[i].cpu)
-            free_cpu(g->vcpu[i].cpu);
+        if (g->vcpu[i].cpu) free_cpu(g->vcpu[i].cpu);
     unreserve((void *)g->soft.code_map, g->soft.code_pages * 8);
     free(g);
 }
@@ -103,8 +99,7 @@ static void soft_destroy(struct engine *g)
 static struct soft_cpu *new_cpu(void)
 {
     struct soft_cpu *cpu = reserve(sizeof *cpu, PROT_READ | PROT_WRITE);
-    if (!cpu)
-        return NULL;
+    if (!cpu) return NULL;
     struct soft_private *p = reserve(sizeof *p, PROT_READ | PROT_WRITE);
     cpu->priv = p;
     cpu->xsave = reserve(CPU_XSAVE_SIZE, PROT_READ | PROT_WRITE);
@@ -124,13 +119,13 @@ static struct soft_cpu *new_cpu(void)
 
 static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr *e);
 
-static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq_port *port, struct vcpu **out, struct nerr *e)
+static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq_port *port, struct vcpu **out,
+                            struct nerr *e)
 {
     if (id >= g->soft.vcpus || g->vcpu[id].cpu)
         return nerr_set(e, -EINVAL, "vCPU %u cannot be created (of %u, each once)", id, g->soft.vcpus);
     struct soft_cpu *cpu = new_cpu();
-    if (!cpu)
-        return nerr_set(e, -ENOMEM, "no memory for vCPU %u", id);
+    if (!cpu) return nerr_set(e, -ENOMEM, "no memory for vCPU %u", id);
     cpu->id = id;
     cpu->vcpus = g->soft.vcpus;
     cpu->tsc_khz = host_tsc_hz() / 1000;
@@ -139,18 +134,15 @@ static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq
     cpu->port = port;
     cpu->engine = &g->soft;
     cpu->priv->meta_used = 64;
-    for (unsigned i = 0; i < MMU_IDX_COUNT; i++)
-        cpu->jump[i][0].neg_rip = JUMP_EMPTY(0);
-    for (unsigned i = 0; i < ITLB_SIZE; i++)
-        cpu->priv->itlb[i].tag = TLB_INVALID;
+    for (unsigned i = 0; i < MMU_IDX_COUNT; i++) cpu->jump[i][0].neg_rip = JUMP_EMPTY(0);
+    for (unsigned i = 0; i < ITLB_SIZE; i++) cpu->priv->itlb[i].tag = TLB_INVALID;
     soft_tlb_init(cpu);
     soft_make_stubs(cpu);
     soft_cpuid_init(cpu);
     g->vcpu[id].cpu = cpu;
     g->soft.cpu[id] = cpu;
     struct cpu_state *reset = aligned_alloc(64, sizeof *reset);
-    if (!reset)
-        return nerr_set(e, -ENOMEM, "no memory for vCPU %u", id);
+    if (!reset) return nerr_set(e, -ENOMEM, "no memory for vCPU %u", id);
     cpu_state_reset(reset);
     int r = soft_set_state(&g->vcpu[id], reset, e);
     free(reset);
@@ -203,8 +195,7 @@ static int set_fpu(struct soft_cpu *cpu, const uint8_t *image, struct nerr *e)
     uint32_t mxcsr;
     memcpy(header, image + 512, sizeof header);
     memcpy(&mxcsr, image + 24, 4);
-    if (mxcsr & ~0xffffu)
-        return nerr_set(e, -EINVAL, "state: MXCSR 0x%x has reserved bits set", mxcsr);
+    if (mxcsr & ~0xffffu) return nerr_set(e, -EINVAL, "state: MXCSR 0x%x has reserved bits set", mxcsr);
     for (unsigned i = 1; i < 8; i++)
         if (header[i])
             return nerr_set(e, -EINVAL, "state: XSAVE header word %u is not zero (standard format wanted)", i);
@@ -220,8 +211,7 @@ static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr
 {
     struct soft_cpu *cpu = v->cpu;
     int r = set_fpu(cpu, s->xsave, e);
-    if (r)
-        return r;
+    if (r) return r;
     memcpy(cpu->gpr, s->gpr, sizeof s->gpr);
     cpu->rip = s->rip;
     memcpy(cpu->seg, s->seg, sizeof s->seg);
@@ -233,8 +223,7 @@ static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr
     cpu->cr2 = s->cr2;
     cpu->cr3 = s->cr3;
     cpu->cr4 = s->cr4;
-    if (cpu->port)
-        cpu->port->set_cr8(cpu->port->ctx, (uint8_t)s->cr8);
+    if (cpu->port) cpu->port->set_cr8(cpu->port->ctx, (uint8_t)s->cr8);
     cpu->efer = s->efer;
     cpu->xcr0 = s->xcr0;
     memcpy(cpu->dr, s->dr, sizeof s->dr);
@@ -249,12 +238,12 @@ static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr
     cpu->sysenter_esp = s->sysenter_esp;
     cpu->sysenter_eip = s->sysenter_eip;
     cpu->tsc_offset = s->tsc_offset;
-    if (cpu->port && cpu->port->set_tsc_offset)
-        cpu->port->set_tsc_offset(cpu->port->ctx, s->tsc_offset);
+    if (cpu->port && cpu->port->set_tsc_offset) cpu->port->set_tsc_offset(cpu->port->ctx, s->tsc_offset);
     cpu->halted = s->halted;
     cpu->irq_shadow = s->irq_shadow;
     cpu->nmi_blocked = s->nmi_blocked;
-    cpu->cpl = (s->cr0 & CR0_PE) ? (s->rflags & FL_VM ? 3 : (uint8_t)(s->seg[SEG_SS].attr >> SEG_ATTR_DPL_SHIFT & 3)) : 0;
+    cpu->cpl =
+        (s->cr0 & CR0_PE) ? (s->rflags & FL_VM ? 3 : (uint8_t)(s->seg[SEG_SS].attr >> SEG_ATTR_DPL_SHIFT & 3)) : 0;
     cpu->exc.pending = false;
     memset(&cpu->io, 0, sizeof cpu->io);
     cpu->priv->pending_read = cpu->priv->writes = cpu->priv->write_next = 0;
@@ -289,19 +278,26 @@ static void soft_interrupt(struct vcpu *v)
 static unsigned soft_stats(struct vcpu *v, struct engine_stat *s, unsigned max)
 {
     static const char *const names[ST_COUNT] = {
-        [ST_BLOCKS] = "blocks translated",   [ST_GUEST_INSNS] = NULL,
-        [ST_CACHE_FLUSH] = "code cache flushes", [ST_LINK] = "exits: branch not linked",
-        [ST_LOOKUP] = "exits: indirect branch", [ST_MEM] = "exits: memory slow path",
-        [ST_SPECIAL] = "exits: special instruction", [ST_STEP] = "instructions stepped",
-        [ST_REQUEST] = "exits: request",      [ST_HOSTFAULT] = "exits: host fault",
-        [ST_DEAD] = "exits: dead block",      [ST_KILLED] = "blocks dropped (code written)",
-        [ST_NOMERGE] = "merged checks failed", [ST_EXCEPTION] = "exceptions delivered",
-        [ST_INTERRUPT] = "interrupts delivered", [ST_PARK] = "FPU state parked",
+        [ST_BLOCKS] = "blocks translated",
+        [ST_GUEST_INSNS] = NULL,
+        [ST_CACHE_FLUSH] = "code cache flushes",
+        [ST_LINK] = "exits: branch not linked",
+        [ST_LOOKUP] = "exits: indirect branch",
+        [ST_MEM] = "exits: memory slow path",
+        [ST_SPECIAL] = "exits: special instruction",
+        [ST_STEP] = "instructions stepped",
+        [ST_REQUEST] = "exits: request",
+        [ST_HOSTFAULT] = "exits: host fault",
+        [ST_DEAD] = "exits: dead block",
+        [ST_KILLED] = "blocks dropped (code written)",
+        [ST_NOMERGE] = "merged checks failed",
+        [ST_EXCEPTION] = "exceptions delivered",
+        [ST_INTERRUPT] = "interrupts delivered",
+        [ST_PARK] = "FPU state parked",
     };
     unsigned n = 0;
     for (unsigned i = 0; i < ST_COUNT && n < max; i++)
-        if (names[i])
-            s[n++] = (struct engine_stat){names[i], v->cpu->stat[i]};
+        if (names[i]) s[n++] = (struct engine_stat){names[i], v->cpu->stat[i]};
     if (n + 2 <= max) {
         s[n++] = (struct engine_stat){"code cache bytes", v->cpu->priv->code_used};
         s[n++] = (struct engine_stat){"code records bytes", v->cpu->priv->meta_used};

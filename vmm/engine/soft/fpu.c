@@ -10,8 +10,7 @@ void soft_fpu_init(void)
 {
     uint32_t a, b, c, d;
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(1), "c"(0));
-    if (!(c & 1u << 27))
-        return; /* no XSAVE: FXSAVE then */
+    if (!(c & 1u << 27)) return; /* no XSAVE: FXSAVE then */
     __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
     host_mask = a & XSAVE_MASK;
 }
@@ -24,8 +23,7 @@ uint32_t soft_fpu_host_mask(void)
 void soft_fpu_park(struct soft_cpu *cpu)
 {
     static const uint32_t default_mxcsr = 0x1f80;
-    if (!cpu->fpu_live)
-        return;
+    if (!cpu->fpu_live) return;
     if (host_mask)
         __asm__ volatile("xsave64 (%0)" ::"r"(cpu->xsave), "a"(host_mask), "d"(0) : "memory");
     else
@@ -38,8 +36,7 @@ void soft_fpu_park(struct soft_cpu *cpu)
 
 void soft_fpu_resume(struct soft_cpu *cpu)
 {
-    if (cpu->fpu_live)
-        return;
+    if (cpu->fpu_live) return;
     if (host_mask)
         __asm__ volatile("xrstor64 (%0)" ::"r"(cpu->xsave), "a"(host_mask), "d"(0) : "memory");
     else

@@ -25,28 +25,28 @@ struct insn_op {
                           displacement; OP_FAR: offset, selector in insn.far_selector */
 };
 
-struct insn_mem {      /* the ModRM/moffs operand, when there is one; an instruction has at most one */
-    uint8_t base;      /* GPR number, INSN_RIP or INSN_NOREG */
-    uint8_t index;     /* GPR number or INSN_NOREG (VSIB: vector register number) */
-    uint8_t scale;     /* 1, 2, 4, 8 */
-    uint8_t seg;       /* resolved enum cpu_seg, override and defaults applied */
+struct insn_mem {  /* the ModRM/moffs operand, when there is one; an instruction has at most one */
+    uint8_t base;  /* GPR number, INSN_RIP or INSN_NOREG */
+    uint8_t index; /* GPR number or INSN_NOREG (VSIB: vector register number) */
+    uint8_t scale; /* 1, 2, 4, 8 */
+    uint8_t seg;   /* resolved enum cpu_seg, override and defaults applied */
     int64_t disp;
 };
 
 struct insn {
-    uint64_t rip;      /* guest RIP (offset in CS) of its first byte */
-    uint16_t mnemonic; /* ZydisMnemonic */
-    uint8_t len;       /* bytes */
-    uint8_t code_size; /* 2, 4 or 8: operating mode of the code segment */
-    uint8_t op_size;   /* effective operand size: 1, 2, 4, 8 */
-    uint8_t addr_size; /* effective address size: 2, 4, 8 */
-    uint8_t stack_size;/* 2, 4 or 8: stack address width is decided by SS at run time outside 64-bit mode; this is
+    uint64_t rip;       /* guest RIP (offset in CS) of its first byte */
+    uint16_t mnemonic;  /* ZydisMnemonic */
+    uint8_t len;        /* bytes */
+    uint8_t code_size;  /* 2, 4 or 8: operating mode of the code segment */
+    uint8_t op_size;    /* effective operand size: 1, 2, 4, 8 */
+    uint8_t addr_size;  /* effective address size: 2, 4, 8 */
+    uint8_t stack_size; /* 2, 4 or 8: stack address width is decided by SS at run time outside 64-bit mode; this is
                           the operand width of a push/pop/call/ret/iret of this encoding */
-    uint8_t rep;       /* 0 none, 1 REP/REPE, 2 REPNE */
-    uint8_t ops;       /* explicit operands */
+    uint8_t rep;        /* 0 none, 1 REP/REPE, 2 REPNE */
+    uint8_t ops;        /* explicit operands */
     bool lock;
     bool has_mem;
-    bool seg_override;   /* an explicit segment prefix was present */
+    bool seg_override; /* an explicit segment prefix was present */
     uint8_t bytes[15];
     uint16_t far_selector;
     struct insn_op op[INSN_MAX_OPS];

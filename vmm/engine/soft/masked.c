@@ -11,8 +11,7 @@ static uint64_t low_bits(unsigned n)
 static unsigned count_bits(uint64_t v)
 {
     unsigned n = 0;
-    for (; v; v &= v - 1)
-        n++;
+    for (; v; v &= v - 1) n++;
     return n;
 }
 
@@ -20,16 +19,14 @@ static unsigned count_bits(uint64_t v)
 static uint64_t signs(const uint8_t *v, unsigned bytes, unsigned unit)
 {
     uint64_t m = 0;
-    for (unsigned i = 0; i < bytes / unit; i++)
-        m |= (uint64_t)(v[i * unit + unit - 1] >> 7) << i;
+    for (unsigned i = 0; i < bytes / unit; i++) m |= (uint64_t)(v[i * unit + unit - 1] >> 7) << i;
     return m;
 }
 
 static uint64_t mask_value(struct soft_cpu *cpu, const struct xinsn *x)
 {
     uint8_t v[64];
-    if (x->mask != MASK_VECTOR)
-        return soft_opmask_read(cpu, x->mask_reg) & low_bits(x->mask_bits);
+    if (x->mask != MASK_VECTOR) return soft_opmask_read(cpu, x->mask_reg) & low_bits(x->mask_bits);
     unsigned bytes = x->mem_size;
     soft_vec_read(cpu, x->mask_reg, bytes, v);
     return signs(v, bytes, x->mask_unit);
@@ -45,13 +42,10 @@ static uint64_t selected_bytes(const struct xinsn *x, uint64_t mask)
 {
     unsigned unit = x->mask_unit ? x->mask_unit : 1, count = x->mem_size / unit;
     uint64_t bytes = 0;
-    if (x->mask == MASK_PACKED)
-        return low_bits(count_bits(mask) * unit);
-    if (count == 0)
-        return mask ? low_bits(x->mem_size) : 0;
+    if (x->mask == MASK_PACKED) return low_bits(count_bits(mask) * unit);
+    if (count == 0) return mask ? low_bits(x->mem_size) : 0;
     for (unsigned i = 0; i < x->mask_bits; i++)
-        if (mask >> i & 1)
-            bytes |= low_bits(unit) << (i % count * unit);
+        if (mask >> i & 1) bytes |= low_bits(unit) << (i % count * unit);
     return bytes;
 }
 
@@ -64,12 +58,13 @@ struct place {
 
 enum run_kind { RUN_LOAD, RUN_PROBE, RUN_STORE };
 
-static enum soft_result one_run(struct soft_cpu *cpu, const struct place *p, unsigned at, uint32_t n, enum run_kind kind)
+static enum soft_result one_run(struct soft_cpu *cpu, const struct place *p, unsigned at, uint32_t n,
+                                enum run_kind kind)
 {
     uint64_t off = p->off + at, a;
-    enum soft_result r = soft_linear(cpu, p->seg, soft_code64(cpu) ? off : (uint32_t)off, n, kind == RUN_LOAD ? ACC_READ : ACC_WRITE, &a);
-    if (r != SOFT_OK)
-        return r;
+    enum soft_result r = soft_linear(cpu, p->seg, soft_code64(cpu) ? off : (uint32_t)off, n,
+                                     kind == RUN_LOAD ? ACC_READ : ACC_WRITE, &a);
+    if (r != SOFT_OK) return r;
     switch (kind) {
     case RUN_LOAD: return soft_load(cpu, GVA(a), p->buf + at, n, soft_data_idx(cpu));
     case RUN_PROBE: return soft_probe_store(cpu, GVA(a), n, soft_data_idx(cpu));
@@ -87,31 +82,27 @@ static enum soft_result each_run(struct soft_cpu *cpu, const struct place *p, ui
         bytes >>= skip;
         unsigned n = ~bytes ? (unsigned)__builtin_ctzll(~bytes) : 64;
         enum soft_result r = one_run(cpu, p, at, n, kind);
-        if (r != SOFT_OK)
-            return r;
+        if (r != SOFT_OK) return r;
         at += n;
         bytes = n >= 64 ? 0 : bytes >> n;
     }
     return SOFT_OK;
 }
 
-enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t off, uint64_t linear)
+enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t off,
+                                 uint64_t linear)
 {
-    if (!x->mem_size || x->mem_size > 64)
-        return soft_raise(cpu, EXC_UD);
+    if (!x->mem_size || x->mem_size > 64) return soft_raise(cpu, EXC_UD);
     uint64_t bytes = selected_bytes(x, mask_value(cpu, x));
     struct place p = {(enum cpu_seg)x->in.mem.seg, off, soft_bounce_at(cpu, linear, x->mem_size)};
     enum soft_result r = SOFT_OK;
-    if (x->mem_write)
-        r = each_run(cpu, &p, x->mask_whole ? low_bits(x->mem_size) : bytes, RUN_PROBE);
+    if (x->mem_write) r = each_run(cpu, &p, x->mask_whole ? low_bits(x->mem_size) : bytes, RUN_PROBE);
     if (r == SOFT_OK && x->mem_read) {
         soft_zero(p.buf, x->mem_size);
         r = each_run(cpu, &p, bytes, RUN_LOAD);
     }
-    if (r == SOFT_OK)
-        r = soft_run_thunk(cpu, e, p.buf);
-    if (r == SOFT_OK && x->mem_write)
-        r = each_run(cpu, &p, bytes, RUN_STORE);
+    if (r == SOFT_OK) r = soft_run_thunk(cpu, e, p.buf);
+    if (r == SOFT_OK && x->mem_write) r = each_run(cpu, &p, bytes, RUN_STORE);
     return r;
 }
 
@@ -121,8 +112,7 @@ enum soft_result soft_maskmov_insn(struct soft_cpu *cpu, const struct xinsn *x)
     unsigned size = in->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;
     uint8_t data[16], mask[16];
     uint64_t a = cpu->gpr[R_RDI];
-    if (x->checks_mf && soft_pending_mf(cpu) != SOFT_OK)
-        return SOFT_FAULT;
+    if (x->checks_mf && soft_pending_mf(cpu) != SOFT_OK) return SOFT_FAULT;
     if (size == 8) {
         ((uint64_t *)(void *)data)[0] = soft_mmx_read(cpu, in->op[0].reg);
         ((uint64_t *)(void *)mask)[0] = soft_mmx_read(cpu, in->op[1].reg);
@@ -135,9 +125,7 @@ enum soft_result soft_maskmov_insn(struct soft_cpu *cpu, const struct xinsn *x)
     uint64_t bytes = signs(mask, size, 1);
     /* All of it must be writable even if nothing is selected. */
     enum soft_result r = each_run(cpu, &p, low_bits(size), RUN_PROBE);
-    if (r == SOFT_OK)
-        r = each_run(cpu, &p, bytes, RUN_STORE);
-    if (r == SOFT_OK)
-        soft_advance(cpu, in);
+    if (r == SOFT_OK) r = each_run(cpu, &p, bytes, RUN_STORE);
+    if (r == SOFT_OK) soft_advance(cpu, in);
     return r;
 }

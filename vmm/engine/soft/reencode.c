@@ -4,17 +4,31 @@
 static bool is_legacy_prefix(uint8_t b)
 {
     switch (b) {
-    case 0x66: case 0x67: case 0xf0: case 0xf2: case 0xf3: case 0x2e: case 0x36: case 0x3e: case 0x26: case 0x64: case 0x65:
-        return true;
-    default:
-        return false;
+    case 0x66:
+    case 0x67:
+    case 0xf0:
+    case 0xf2:
+    case 0xf3:
+    case 0x2e:
+    case 0x36:
+    case 0x3e:
+    case 0x26:
+    case 0x64:
+    case 0x65: return true;
+    default: return false;
     }
 }
 
 static bool is_dropped_prefix(uint8_t b)
 {
     switch (b) { /* address size and segments: the new operand needs none */
-    case 0x67: case 0x2e: case 0x36: case 0x3e: case 0x26: case 0x64: case 0x65: return true;
+    case 0x67:
+    case 0x2e:
+    case 0x36:
+    case 0x3e:
+    case 0x26:
+    case 0x64:
+    case 0x65: return true;
     default: return false;
     }
 }
@@ -23,14 +37,21 @@ static bool is_dropped_prefix(uint8_t b)
 static bool has_operand_size(const struct xinsn *x)
 {
     switch (x->in.mnemonic) {
-    case ZYDIS_MNEMONIC_FLDENV: case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FRSTOR: case ZYDIS_MNEMONIC_FNSAVE:
-        return true;
-    case ZYDIS_MNEMONIC_MOVNTI: case ZYDIS_MNEMONIC_LFENCE: case ZYDIS_MNEMONIC_MFENCE: case ZYDIS_MNEMONIC_SFENCE:
-    case ZYDIS_MNEMONIC_ADCX: case ZYDIS_MNEMONIC_ADOX: case ZYDIS_MNEMONIC_CMPXCHG8B: case ZYDIS_MNEMONIC_CLFLUSH:
-    case ZYDIS_MNEMONIC_CLFLUSHOPT: case ZYDIS_MNEMONIC_CLWB:
-        return false;
-    default:
-        return x->gate == GATE_NONE;
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FNSAVE: return true;
+    case ZYDIS_MNEMONIC_MOVNTI:
+    case ZYDIS_MNEMONIC_LFENCE:
+    case ZYDIS_MNEMONIC_MFENCE:
+    case ZYDIS_MNEMONIC_SFENCE:
+    case ZYDIS_MNEMONIC_ADCX:
+    case ZYDIS_MNEMONIC_ADOX:
+    case ZYDIS_MNEMONIC_CMPXCHG8B:
+    case ZYDIS_MNEMONIC_CLFLUSH:
+    case ZYDIS_MNEMONIC_CLFLUSHOPT:
+    case ZYDIS_MNEMONIC_CLWB: return false;
+    default: return x->gate == GATE_NONE;
     }
 }
 
@@ -118,9 +139,7 @@ void emit_reencoded(struct emitter *e, const struct xinsn *x, const struct host_
         if (rex || xb) e8(e, 0x40 | (rex & 0x0c) | xb);
         break;
     case ENC_VEX:
-    case ENC_XOP:
-        emit_vex(e, b, op, xb, &op);
-        break;
+    case ENC_XOP: emit_vex(e, b, op, xb, &op); break;
     case ENC_EVEX:
         e8(e, b[op]);
         e8(e, (b[op + 1] | 0x60) ^ ((xb & 2) << 5 | (xb & 1) << 5));

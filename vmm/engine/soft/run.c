@@ -14,21 +14,16 @@ static uint32_t fpu_mode(const struct soft_cpu *cpu)
 {
     uint32_t m = 0;
     bool ts = cpu->cr0 & CR0_TS, em = cpu->cr0 & CR0_EM;
-    if (ts || em)
-        m |= MODE_NO_X87 | MODE_NO_MMX | MODE_NO_SSE | MODE_NO_AVX | MODE_NO_AVX512;
-    if (!(cpu->cr4 & CR4_OSFXSR))
-        m |= MODE_NO_SSE;
-    if (!(cpu->cr4 & CR4_OSXSAVE) || (cpu->xcr0 & 6) != 6)
-        m |= MODE_NO_AVX | MODE_NO_AVX512;
-    if ((cpu->xcr0 & 0xe6) != 0xe6)
-        m |= MODE_NO_AVX512;
+    if (ts || em) m |= MODE_NO_X87 | MODE_NO_MMX | MODE_NO_SSE | MODE_NO_AVX | MODE_NO_AVX512;
+    if (!(cpu->cr4 & CR4_OSFXSR)) m |= MODE_NO_SSE;
+    if (!(cpu->cr4 & CR4_OSXSAVE) || (cpu->xcr0 & 6) != 6) m |= MODE_NO_AVX | MODE_NO_AVX512;
+    if ((cpu->xcr0 & 0xe6) != 0xe6) m |= MODE_NO_AVX512;
     return m;
 }
 
 static uint8_t data_mmu_idx(const struct soft_cpu *cpu)
 {
-    if (cpu->cpl == 3)
-        return MMU_USER;
+    if (cpu->cpl == 3) return MMU_USER;
     return (cpu->cr4 & CR4_SMAP) && !(cpu->rflags & FL_AC) ? MMU_KERNEL : MMU_KERNEL_AC;
 }
 
@@ -39,10 +34,8 @@ void soft_update_mode(struct soft_cpu *cpu)
     m |= cpu->mmu_idx;
     bool wide = soft_code64(cpu);
     m |= (wide ? 2u : cpu->seg[SEG_CS].attr & SEG_ATTR_DB ? 1u : 0u) << MODE_SIZE_SHIFT;
-    if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FL_AC))
-        m |= MODE_AC;
-    if (SOFT_STEP_ONLY || !wide || (cpu->rflags & FL_TF) || (cpu->dr[7] & 0xff))
-        m |= MODE_STEP;
+    if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FL_AC)) m |= MODE_AC;
+    if (SOFT_STEP_ONLY || !wide || (cpu->rflags & FL_TF) || (cpu->dr[7] & 0xff)) m |= MODE_STEP;
     cpu->mode = m;
     if ((old ^ m) & ~(MODE_IDX_MASK | MODE_STEP | MODE_SIZE_MASK))
         soft_translation_flush(cpu, true, false, GVA(0)); /* the jump cache knows only the mmu index */
@@ -53,8 +46,7 @@ void soft_set_rflags(struct soft_cpu *cpu, uint64_t v)
     uint64_t changed = cpu->rflags ^ v;
     cpu->rflags = v & ~(uint64_t)FL_IF;
     cpu->if_flag = (v & FL_IF) != 0;
-    if (changed & (FL_AC | FL_TF))
-        soft_update_mode(cpu);
+    if (changed & (FL_AC | FL_TF)) soft_update_mode(cpu);
 }
 
 /* ---- coming back from translated code ---- */
@@ -68,8 +60,7 @@ static void merge_flags(struct soft_cpu *cpu, uint64_t flags)
 static void take_back(struct soft_cpu *cpu, uint16_t borrowed)
 {
     for (unsigned r = 0; borrowed; r++, borrowed >>= 1)
-        if (borrowed & 1)
-            cpu->gpr[r] = cpu->saved[r];
+        if (borrowed & 1) cpu->gpr[r] = cpu->saved[r];
 }
 
 static void precise_at_site(struct soft_cpu *cpu, const struct site *s)
@@ -90,8 +81,7 @@ static bool retry_site(struct soft_cpu *cpu, const struct site *s)
 {
     uint64_t a = cpu->gpr[s->scratch];
     const struct block *b = meta_ptr(cpu->priv, s->block);
-    if (((a ^ (a + s->span)) & PAGE_MASK) || b->dead)
-        return false;
+    if (((a ^ (a + s->span)) & PAGE_MASK) || b->dead) return false;
     uint8_t *host;
     gpa_t gpa;
     enum soft_access acc = s->flags & SITE_WRITE ? ACC_WRITE : ACC_READ;
@@ -134,8 +124,7 @@ static enum soft_result host_fault(struct soft_cpu *cpu)
     }
     const struct imap *map = meta_ptr(p, b->map), *at = NULL;
     uint32_t off = (uint32_t)(p->fault_pc - (uint64_t)(uintptr_t)p->code);
-    for (unsigned i = 0; i < b->map_count && map[i].host <= off; i++)
-        at = &map[i];
+    for (unsigned i = 0; i < b->map_count && map[i].host <= off; i++) at = &map[i];
     if (!at || p->fault_trap == EXC_PF) {
         static const char why[] = "host page fault in translated code: an unchecked access";
         cpu->rip = b->rip;
@@ -157,8 +146,7 @@ static void fill_jump(struct soft_cpu *cpu, const struct block *b)
 {
     struct soft_private *p = cpu->priv;
     uint32_t idx = b->mode & MODE_IDX_MASK, n = (uint32_t)(b->rip & (JUMP_CACHE_SIZE - 1)), list = b->global;
-    if (p->jumps_filled[list] == sizeof p->jump_filled[0] / sizeof p->jump_filled[0][0])
-        soft_clear_jumps(cpu, list);
+    if (p->jumps_filled[list] == sizeof p->jump_filled[0] / sizeof p->jump_filled[0][0]) soft_clear_jumps(cpu, list);
     struct jump_slot *s = &cpu->jump[idx][n];
     s->host = (uint64_t)(uintptr_t)(p->code + b->host);
     s->neg_rip = -b->rip;
@@ -170,13 +158,10 @@ static void fill_jump(struct soft_cpu *cpu, const struct block *b)
 static bool code_breakpoint(struct soft_cpu *cpu)
 {
     uint64_t dr7 = cpu->dr[7], linear = cpu->rip + (soft_code64(cpu) ? 0 : cpu->seg[SEG_CS].base), hit = 0;
-    if (!(dr7 & 0xff) || (cpu->rflags & FL_RF))
-        return false;
+    if (!(dr7 & 0xff) || (cpu->rflags & FL_RF)) return false;
     for (unsigned i = 0; i < 4; i++)
-        if ((dr7 >> (2 * i) & 3) && (dr7 >> (16 + 4 * i) & 3) == 0 && cpu->dr[i] == linear)
-            hit |= 1ull << i;
-    if (!hit)
-        return false;
+        if ((dr7 >> (2 * i) & 3) && (dr7 >> (16 + 4 * i) & 3) == 0 && cpu->dr[i] == linear) hit |= 1ull << i;
+    if (!hit) return false;
     cpu->exc = (struct soft_exception){.pending = true, .vector = EXC_DB, .dr6 = hit};
     return true;
 }
@@ -200,12 +185,9 @@ static enum soft_result after_insn(struct soft_cpu *cpu, bool tf, enum soft_resu
 {
     uint64_t db = cpu->pending_db;
     cpu->pending_db = 0;
-    if (tf && !cpu->no_step_trap && cpu->irq_shadow != SHADOW_MOV_SS)
-        db |= DR6_BS;
-    if (!db)
-        return r;
-    if (r == SOFT_OK && cpu->irq_shadow != SHADOW_MOV_SS)
-        return debug_trap(cpu, db);
+    if (tf && !cpu->no_step_trap && cpu->irq_shadow != SHADOW_MOV_SS) db |= DR6_BS;
+    if (!db) return r;
+    if (r == SOFT_OK && cpu->irq_shadow != SHADOW_MOV_SS) return debug_trap(cpu, db);
     cpu->late_db = db;
     return r;
 }
@@ -214,8 +196,7 @@ static enum soft_result after_insn(struct soft_cpu *cpu, bool tf, enum soft_resu
 static enum soft_result after_iteration(struct soft_cpu *cpu, bool step)
 {
     uint64_t db = cpu->pending_db | (step ? DR6_BS : 0);
-    if (!db)
-        return SOFT_RESTART;
+    if (!db) return SOFT_RESTART;
     cpu->pending_db = 0;
     cpu->rflags |= FL_RF;
     return debug_trap(cpu, db);
@@ -228,21 +209,15 @@ static enum soft_result step_one(struct soft_cpu *cpu)
     uint8_t shadow = cpu->irq_shadow;
     uint64_t had_rf = cpu->rflags & FL_RF, count = cpu->gpr[R_RCX];
     /* AMD's CPUs take instruction breakpoints even right after MOV SS. */
-    if ((shadow != SHADOW_MOV_SS || cpu->cpuid.amd) && code_breakpoint(cpu))
-        return SOFT_FAULT;
+    if ((shadow != SHADOW_MOV_SS || cpu->cpuid.amd) && code_breakpoint(cpu)) return SOFT_FAULT;
     cpu->no_step_trap = false;
     cpu->pending_db = 0;
     enum soft_result r = soft_step(cpu);
-    if (r == SOFT_FAULT)
-        cpu->late_db = 0;
-    if (r == SOFT_RESTART)
-        return after_iteration(cpu, tf && cpu->gpr[R_RCX] != count);
-    if (r == SOFT_FAULT || (r == SOFT_EXIT && asks_for_data(cpu)))
-        return r;
-    if (shadow)
-        cpu->irq_shadow = 0;
-    if (had_rf && (cpu->rflags & FL_RF))
-        cpu->rflags &= ~(uint64_t)FL_RF;
+    if (r == SOFT_FAULT) cpu->late_db = 0;
+    if (r == SOFT_RESTART) return after_iteration(cpu, tf && cpu->gpr[R_RCX] != count);
+    if (r == SOFT_FAULT || (r == SOFT_EXIT && asks_for_data(cpu))) return r;
+    if (shadow) cpu->irq_shadow = 0;
+    if (had_rf && (cpu->rflags & FL_RF)) cpu->rflags &= ~(uint64_t)FL_RF;
     cpu->pending_db |= cpu->late_db;
     cpu->late_db = 0;
     return after_insn(cpu, tf, r);
@@ -263,23 +238,20 @@ static bool take_interrupt(struct soft_cpu *cpu, enum soft_result *r)
 {
     const struct vcpu_irq_port *port = cpu->port;
     struct soft_private *p = cpu->priv;
-    if (!port)
-        return false;
+    if (!port) return false;
     if (cpu->irq_shadow) { /* look again after the instruction in the shadow */
         atomic_store(&cpu->exit_request, 1);
         return false;
     }
     soft_fpu_park(cpu);
     /* While one NMI is handled only one more is remembered (SDM vol. 3 6.7.1). */
-    while ((cpu->nmi_blocked || !p->nmi_waiting) && port->take_nmi(port->ctx))
-        p->nmi_waiting = true;
+    while ((cpu->nmi_blocked || !p->nmi_waiting) && port->take_nmi(port->ctx)) p->nmi_waiting = true;
     if (p->nmi_waiting && !cpu->nmi_blocked) {
         p->nmi_waiting = false;
         return deliver(cpu, EXC_NMI, r);
     }
     cpu->irq_waiting = 0;
-    if (port->pending(port->ctx) < 0)
-        return false;
+    if (port->pending(port->ctx) < 0) return false;
     if (!cpu->if_flag) {
         cpu->irq_waiting = 1;
         return false;
@@ -306,16 +278,14 @@ static void finish_read(struct soft_cpu *cpu, const struct vcpu_exit *exit)
 
 static void note_pending_read(struct soft_cpu *cpu)
 {
-    if (asks_for_data(cpu))
-        cpu->priv->pending_read = cpu->exit->kind == VCPU_EXIT_MMIO ? PENDING_MMIO : PENDING_PIO;
+    if (asks_for_data(cpu)) cpu->priv->pending_read = cpu->exit->kind == VCPU_EXIT_MMIO ? PENDING_MMIO : PENDING_PIO;
 }
 
 /* The next MMIO write of an instruction that has retired becomes an exit. */
 static bool next_write(struct soft_cpu *cpu)
 {
     struct soft_private *p = cpu->priv;
-    if (p->write_next >= p->writes)
-        return false;
+    if (p->write_next >= p->writes) return false;
     struct vcpu_exit *x = cpu->exit;
     x->kind = VCPU_EXIT_MMIO;
     x->mmio.addr = GPA(cpu->io.write[p->write_next].addr);
@@ -365,13 +335,11 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
         case HX_MEM: {
             uint32_t again = 0;
             r = memory_exit(cpu, &again);
-            if (!again)
-                return r;
+            if (!again) return r;
             host = again;
             continue;
         }
-        case HX_HOSTFAULT:
-            return host_fault(cpu);
+        case HX_HOSTFAULT: return host_fault(cpu);
         case HX_SPECIAL: {
             const struct xinsn *x = meta_ptr(p, (uint32_t)cpu->exit_info);
             merge_flags(cpu, cpu->tmp[1]);
@@ -405,11 +373,9 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
             break;
         }
         merge_flags(cpu, cpu->tmp[1]);
-        if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed))
-            return SOFT_OK;
+        if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) return SOFT_OK;
         struct block *b = soft_find_block(cpu, link ? link->extra_mode : 0, &r);
-        if (!b)
-            return r != SOFT_OK ? r : step_one(cpu);
+        if (!b) return r != SOFT_OK ? r : step_one(cpu);
         if (generation != p->generation)
             generation = p->generation;
         else if (link)
@@ -426,8 +392,7 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
 static enum soft_result run_some(struct soft_cpu *cpu)
 {
     enum soft_result r;
-    if ((cpu->mode & MODE_STEP) || cpu->irq_shadow || cpu->io.count || cpu->io.have)
-        return step_one(cpu);
+    if ((cpu->mode & MODE_STEP) || cpu->irq_shadow || cpu->io.count || cpu->io.have) return step_one(cpu);
     uint32_t extra = 0;
     if (cpu->priv->no_merge_once) {
         cpu->priv->no_merge_once = false;
@@ -436,11 +401,9 @@ static enum soft_result run_some(struct soft_cpu *cpu)
     uint32_t host = extra ? 0 : known_host(cpu);
     if (!host) {
         struct block *b = soft_find_block(cpu, extra, &r);
-        if (!b)
-            return r != SOFT_OK ? r : step_one(cpu);
+        if (!b) return r != SOFT_OK ? r : step_one(cpu);
         host = b->host;
-        if (!extra)
-            fill_jump(cpu, b);
+        if (!extra) fill_jump(cpu, b);
     }
     cpu->rflags &= ~(uint64_t)FL_RF;
     cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
@@ -451,8 +414,7 @@ static enum soft_result run_some(struct soft_cpu *cpu)
 static bool handle_requests(struct soft_cpu *cpu, enum soft_result *r)
 {
     atomic_store(&cpu->exit_request, 0);
-    if (atomic_load(&cpu->inbox_flag))
-        soft_drain_inbox(cpu);
+    if (atomic_load(&cpu->inbox_flag)) soft_drain_inbox(cpu);
     if (atomic_exchange(&cpu->kick_request, 0)) {
         atomic_store(&cpu->exit_request, 1); /* interrupts are looked at when run() comes again */
         cpu->exit->kind = VCPU_EXIT_KICKED;
@@ -474,8 +436,7 @@ static bool turn(struct soft_cpu *cpu)
         r = debug_trap(cpu, cpu->late_db);
         cpu->late_db = 0;
     } else if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) {
-        if (handle_requests(cpu, &r))
-            return true;
+        if (handle_requests(cpu, &r)) return true;
     } else if (cpu->irq_waiting && cpu->if_flag && !cpu->io.have && !cpu->io.count) {
         take_interrupt(cpu, &r);
     }
@@ -487,8 +448,7 @@ static bool turn(struct soft_cpu *cpu)
             return true;
         }
     }
-    if (r == SOFT_OK)
-        r = run_some(cpu);
+    if (r == SOFT_OK) r = run_some(cpu);
     for (;;) {
         switch (r) {
         case SOFT_FAULT:
@@ -498,13 +458,11 @@ static bool turn(struct soft_cpu *cpu)
             retire_io(cpu);
             cpu->stat[ST_EXCEPTION]++;
             r = soft_deliver_exception(cpu);
-            if (r == SOFT_OK)
-                return next_write(cpu);
+            if (r == SOFT_OK) return next_write(cpu);
             continue;
         case SOFT_EXIT:
             note_pending_read(cpu);
-            if (cpu->priv->pending_read)
-                return true;
+            if (cpu->priv->pending_read) return true;
             retire_io(cpu);
             return true;
         default:
@@ -521,11 +479,9 @@ static bool turn(struct soft_cpu *cpu)
 void soft_run_loop(struct soft_cpu *cpu, struct vcpu_exit *exit)
 {
     cpu->exit = exit;
-    if (cpu->priv->pending_read)
-        finish_read(cpu, exit);
+    if (cpu->priv->pending_read) finish_read(cpu, exit);
     atomic_store(&cpu->in_run, 1);
-    if (atomic_load(&cpu->inbox_flag))
-        soft_drain_inbox(cpu);
+    if (atomic_load(&cpu->inbox_flag)) soft_drain_inbox(cpu);
     if (!next_write(cpu))
         while (!turn(cpu))
             ;

@@ -71,13 +71,11 @@ static void make_key(void)
 /* The guest's RSP is in RSP while translated code runs: every handler needs a stack of its own. %gs points to the vCPU. */
 int soft_thread_bind(struct soft_cpu *cpu)
 {
-    if (current == cpu)
-        return 0;
+    if (current == cpu) return 0;
     pthread_once(&stack_once, make_key);
     if (!pthread_getspecific(stack_key)) {
         void *stack = mmap(NULL, ALT_STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (stack == MAP_FAILED)
-            return -errno;
+        if (stack == MAP_FAILED) return -errno;
         stack_t ss = {.ss_sp = stack, .ss_size = ALT_STACK_SIZE};
         if (sigaltstack(&ss, NULL)) {
             int err = -errno;
@@ -86,14 +84,12 @@ int soft_thread_bind(struct soft_cpu *cpu)
         }
         pthread_setspecific(stack_key, stack);
     }
-    if (syscall(SYS_arch_prctl, ARCH_SET_GS, cpu))
-        return -errno;
+    if (syscall(SYS_arch_prctl, ARCH_SET_GS, cpu)) return -errno;
     current = cpu;
     return 0;
 }
 
 void soft_thread_unbind(const struct soft_cpu *cpu)
 {
-    if (current == cpu)
-        current = NULL;
+    if (current == cpu) current = NULL;
 }

@@ -25,7 +25,8 @@ static inline uint8_t *soft_bounce_at(struct soft_cpu *cpu, uint64_t linear, uin
 }
 
 /* masked.c: an operand, at `off` in its segment, of which only the bytes that a mask selects are accessed. */
-enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t off, uint64_t linear);
+enum soft_result soft_run_masked(struct soft_cpu *cpu, const struct xinsn *x, const struct step_entry *e, uint64_t off,
+                                 uint64_t linear);
 /* Nothing is selected at all. */
 bool soft_mask_is_clear(struct soft_cpu *cpu, const struct xinsn *x);
 /* MASKMOVQ, MASKMOVDQU, VMASKMOVDQU. */

@@ -342,8 +342,7 @@ enum soft_result soft_string_insn(struct soft_cpu *cpu, const struct insn *in)
     struct string s;
     if (!describe(cpu, in, &s)) return SOFT_NOT_MINE;
     /* Before RCX is looked at: CPUs refuse a forbidden port also when there would be no iteration. */
-    if ((s.kind == STR_INS || s.kind == STR_OUTS) &&
-        soft_port_check(cpu, (uint16_t)cpu->gpr[R_RDX], s.size) != SOFT_OK)
+    if ((s.kind == STR_INS || s.kind == STR_OUTS) && soft_port_check(cpu, (uint16_t)cpu->gpr[R_RDX], s.size) != SOFT_OK)
         return SOFT_FAULT;
     if (s.rep && !(cpu->gpr[R_RCX] & s.mask)) {
         soft_advance(cpu, in);

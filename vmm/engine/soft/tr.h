@@ -16,27 +16,27 @@ struct group {
     uint8_t base, index, scale;  /* index: INSN_NOREG for plain ones */
     uint8_t anchor, first, last; /* instruction indexes; the check stands before `anchor` */
     uint8_t count;
-    uint8_t reg;                 /* scratch register while live, NO_REG before and when dissolved */
+    uint8_t reg; /* scratch register while live, NO_REG before and when dissolved */
     bool write, no_rex, open, dissolved;
-    int32_t lo, hi;              /* relative to the base register's value at `anchor` */
-    int32_t moved;               /* how far the base has moved since `first` (analysis only) */
-    int32_t hoisted;             /* how much of lo and hi is due to the check standing before `first` */
+    int32_t lo, hi;  /* relative to the base register's value at `anchor` */
+    int32_t moved;   /* how far the base has moved since `first` (analysis only) */
+    int32_t hoisted; /* how much of lo and hi is due to the check standing before `first` */
 };
 
 struct access {
-    uint8_t group;   /* NO_GROUP: checked on its own */
-    int32_t rel;     /* offset in the group's frame at its first access */
+    uint8_t group; /* NO_GROUP: checked on its own */
+    int32_t rel;   /* offset in the group's frame at its first access */
 };
 
 enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_LOOKUP, COLD_SPECIAL };
 struct cold {
     uint8_t kind;
-    uint8_t *jump;      /* rel32 to patch to the cold code */
-    uint32_t split;     /* COLD_SITE of a group: the link to take when the range crosses a page; else 0 */
+    uint8_t *jump;        /* rel32 to patch to the cold code */
+    uint32_t split;       /* COLD_SITE of a group: the link to take when the range crosses a page; else 0 */
     bool flags, rax_lent; /* COLD_SITE: state of the flags, size of the range */
     uint16_t size, held;
-    uint8_t *resume;      /* COLD_SITE: where to go on with the scratch as the check leaves it; NULL: only through a retry */
-    uint32_t meta;      /* site or link */
+    uint8_t *resume; /* COLD_SITE: where to go on with the scratch as the check leaves it; NULL: only through a retry */
+    uint32_t meta;   /* site or link */
     uint8_t scratch, idx, write;
     uint16_t borrowed;
     uint64_t rip;
@@ -47,25 +47,25 @@ struct tr {
     struct soft_private *p;
     struct emitter e;
     struct block *b;
-    uint32_t b_off;      /* meta offset of b */
+    uint32_t b_off; /* meta offset of b */
     uint32_t mode;
-    uint8_t idx;         /* mmu index */
-    bool failed;         /* meta arena full */
+    uint8_t idx; /* mmu index */
+    bool failed; /* meta arena full */
     unsigned n;
     struct xinsn x[BLOCK_MAX_INSNS];
     uint16_t fl_live[BLOCK_MAX_INSNS + 1]; /* flags live before instruction i */
     struct access acc[BLOCK_MAX_INSNS];
     unsigned groups;
     struct group g[MAX_GROUPS];
-    uint16_t borrowed;   /* registers whose guest value is in saved[] */
-    uint16_t held;       /* those of them that carry a group's delta */
-    uint16_t loop_lent;  /* registers lent out for the whole of a loop of one block */
-    uint8_t *loop;       /* where its back edge goes; NULL: no such loop */
+    uint16_t borrowed;  /* registers whose guest value is in saved[] */
+    uint16_t held;      /* those of them that carry a group's delta */
+    uint16_t loop_lent; /* registers lent out for the whole of a loop of one block */
+    uint8_t *loop;      /* where its back edge goes; NULL: no such loop */
     unsigned colds;
     struct cold cold[MAX_COLD];
     struct imap map[BLOCK_MAX_INSNS + 1];
     unsigned maps;
-    uint64_t next_rip;   /* after the last instruction */
+    uint64_t next_rip; /* after the last instruction */
 };
 
 /* analyze.c */
@@ -73,7 +73,8 @@ void tr_analyze(struct tr *t);
 /* Effect of instruction x on register r as the base of addresses: 0 none, 1 moved by *by, 2 clobbered. */
 int tr_base_effect(const struct xinsn *x, unsigned r, int32_t *by);
 /* The plain [base+disp] access of x (stack operations included); false when it has none. */
-bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, int32_t *disp, uint16_t *size, bool *write);
+bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, int32_t *disp, uint16_t *size,
+                     bool *write);
 static inline bool tr_is_stack(const struct xinsn *x)
 {
     return x->kind == XK_PUSH || x->kind == XK_POP || x->kind == XK_CALL || x->kind == XK_RET || x->kind == XK_LEAVE;
@@ -86,8 +87,9 @@ uint32_t tr_new_link(struct tr *t, uint64_t target);
 void emit_reencoded(struct emitter *e, const struct xinsn *x, const struct host_mem *m);
 
 /* translate_mem.c */
-void tr_restore(struct tr *t, uint16_t regs);        /* back to guest values */
-unsigned tr_borrow(struct tr *t, unsigned i, uint16_t forbidden, bool low_only); /* a scratch register for instruction i */
+void tr_restore(struct tr *t, uint16_t regs); /* back to guest values */
+unsigned tr_borrow(struct tr *t, unsigned i, uint16_t forbidden,
+                   bool low_only); /* a scratch register for instruction i */
 void tr_begin_groups(struct tr *t, unsigned i);
 void tr_end_groups(struct tr *t, unsigned i);
 /* Makes instruction i's access safe: afterwards *m addresses its operand on the host. `disp_extra` moves it. */

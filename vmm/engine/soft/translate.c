@@ -71,17 +71,22 @@ static struct cold *emit_lookup(struct tr *t, unsigned target, enum cold_kind ki
     unsigned r2 = tr_borrow(t, t->n - 1, keep, false);
     uint32_t base = GS(jump) + t->idx * JUMP_CACHE_SIZE * (uint32_t)sizeof(struct jump_slot);
     if (target >= 8) e8(e, 0x41);
-    e8(e, 0x0f); e8(e, 0xb7); e8(e, 0xc0 | R_RCX << 3 | (target & 7));       /* movzx ecx, target16 */
+    e8(e, 0x0f);
+    e8(e, 0xb7);
+    e8(e, 0xc0 | R_RCX << 3 | (target & 7)); /* movzx ecx, target16 */
     struct host_mem twice = {R_RCX, R_RCX, 1, 0};
-    emit_rm32(e, 0x8d, R_RCX, twice);                                        /* lea ecx, [rcx+rcx] */
+    emit_rm32(e, 0x8d, R_RCX, twice); /* lea ecx, [rcx+rcx] */
     struct host_mem host = {INSN_NOREG, R_RCX, 8, (int32_t)(base + 8)};
-    e8(e, 0x65); emit_rm(e, 0x8b, r2, host);
+    e8(e, 0x65);
+    emit_rm(e, 0x8b, r2, host);
     struct host_mem tag = {INSN_NOREG, R_RCX, 8, (int32_t)base};
-    e8(e, 0x65); emit_rm(e, 0x8b, R_RCX, tag);
+    e8(e, 0x65);
+    emit_rm(e, 0x8b, R_RCX, tag);
     struct host_mem sum = {R_RCX, (uint8_t)target, 1, 0};
     emit_lea(e, R_RCX, sum);
     emit_store_gs(e, GS_TMP(0), r2);
-    e8(e, 0xe3); e8(e, 5);                                                   /* jrcxz over the jump */
+    e8(e, 0xe3);
+    e8(e, 5); /* jrcxz over the jump */
     struct cold *c = new_cold(t, kind, emit_jmp(e, NULL));
     c->scratch = (uint8_t)target;
     return c;
@@ -172,7 +177,7 @@ static void emit_pop_insn(struct tr *t, unsigned i)
     struct host_mem m = access_now(t, i, 0);
     emit_rm(&t->e, 0x8b, in->op[0].reg, m);
     if (in->op[0].reg != R_RSP) move_rsp(t, 8);
-    t->borrowed &= (uint16_t)~(1u << in->op[0].reg);
+    t->borrowed &= (uint16_t) ~(1u << in->op[0].reg);
 }
 
 static void emit_leave(struct tr *t, unsigned i)
@@ -200,7 +205,9 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
     unsigned target;
     if (x->in.has_mem) {
         struct host_mem m = access_now(t, i, 1u << R_RCX);
-        target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | (m.index < 16 ? 1u << m.index : 0) | (m.base < 16 ? 1u << m.base : 0)), false);
+        target = tr_borrow(
+            t, i, (uint16_t)(1u << R_RCX | (m.index < 16 ? 1u << m.index : 0) | (m.base < 16 ? 1u << m.base : 0)),
+            false);
         emit_rm(&t->e, 0x8b, target, m);
     } else {
         target = tr_borrow(t, i, 1u << R_RCX, false);
@@ -235,7 +242,12 @@ static void emit_request_check(struct tr *t, unsigned i)
     struct emitter *e = &t->e;
     uint8_t *jump;
     if (t->fl_live[i] == 0) {
-        e8(e, 0x65); e8(e, 0x83); e8(e, 0x3c); e8(e, 0x25); e32(e, GS(exit_request)); e8(e, 0); /* cmp dword, 0 */
+        e8(e, 0x65);
+        e8(e, 0x83);
+        e8(e, 0x3c);
+        e8(e, 0x25);
+        e32(e, GS(exit_request));
+        e8(e, 0); /* cmp dword, 0 */
         jump = emit_jcc(e, 5, NULL);
         new_cold(t, COLD_REQUEST, jump)->rip = t->x[i].in.rip;
         return;
@@ -246,7 +258,8 @@ static void emit_request_check(struct tr *t, unsigned i)
     if (!lent) emit_store_gs(e, GS_TMP(7), R_RCX);
     emit_gs(e, 0, 0x8b, R_RCX, GS(exit_request));
     uint8_t skip = (uint8_t)(5 + (lent ? 0 : 9));
-    e8(e, 0xe3); e8(e, skip); /* jrcxz */
+    e8(e, 0xe3);
+    e8(e, skip); /* jrcxz */
     if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
     jump = emit_jmp(e, NULL);
     new_cold(t, COLD_REQUEST, jump)->rip = t->x[i].in.rip;
@@ -325,9 +338,13 @@ static uint8_t *emit_split_test(struct tr *t, const struct cold *c)
     unsigned s = c->scratch, rex = s >= 8 ? 0x41 : 0;
     emit_store_gs(e, GS_TMP(6), s); /* the base register may be RAX, which holds the flags now */
     if (rex) e8(e, rex);
-    e8(e, 0x81); e8(e, 0xe0 | (s & 7)); e32(e, (uint32_t)(PAGE_SIZE - 1));     /* and s32, 4095 */
+    e8(e, 0x81);
+    e8(e, 0xe0 | (s & 7));
+    e32(e, (uint32_t)(PAGE_SIZE - 1)); /* and s32, 4095 */
     if (rex) e8(e, rex);
-    e8(e, 0x81); e8(e, 0xf8 | (s & 7)); e32(e, (uint32_t)PAGE_SIZE - c->size); /* cmp s32, 4096 - size */
+    e8(e, 0x81);
+    e8(e, 0xf8 | (s & 7));
+    e32(e, (uint32_t)PAGE_SIZE - c->size); /* cmp s32, 4096 - size */
     uint8_t *ja = emit_jcc(e, 7, NULL);
     emit_load_gs(e, s, GS_TMP(6));
     return ja;
@@ -338,7 +355,8 @@ static void emit_split(struct tr *t, const struct cold *c, uint8_t *from)
     struct emitter *e = &t->e;
     patch_rel32(from, e->p);
     if (c->flags) { /* as after a check that held */
-        e8(e, 0x04); e8(e, 0x7f);
+        e8(e, 0x04);
+        e8(e, 0x7f);
         e8(e, 0x9e);
         if (!c->rax_lent) emit_load_gs(e, R_RAX, GS_SAVED(R_RAX));
     }
@@ -358,7 +376,7 @@ static void emit_to_stub(struct tr *t, const struct cold *c)
 static void pick_two(const struct cold *c, uint8_t r[2], bool save[2])
 {
     uint16_t no = (uint16_t)(1u << R_RSP | 1u << c->scratch | (c->flags ? 1u << R_RAX : 0));
-    uint16_t free = (uint16_t)(c->borrowed & ~c->held & ~no), any = (uint16_t)~(no | free);
+    uint16_t free = (uint16_t)(c->borrowed & ~c->held & ~no), any = (uint16_t) ~(no | free);
     for (unsigned n = 0; n < 2; n++) {
         save[n] = !free;
         uint16_t *from = free ? &free : &any;
@@ -376,34 +394,48 @@ static void emit_tlb_inline(struct tr *t, const struct cold *c, const struct sit
     bool save[2];
     unsigned s = c->scratch;
     pick_two(c, r, save);
-    emit_gs(e, 0, 0x81, 7, site->slot + 4);                                  /* cmp dword gs:[slot.tag+4], empty */
+    emit_gs(e, 0, 0x81, 7, site->slot + 4); /* cmp dword gs:[slot.tag+4], empty */
     e32(e, (uint32_t)(TLB_INVALID >> 32));
     uint8_t *empty = emit_jcc(e, 4, NULL);
     for (unsigned n = 0; n < 2; n++)
         if (save[n]) emit_store_gs(e, GS_TMP(2 + n), r[n]);
     emit_mov_rr(e, r[0], s);
-    e8(e, 0x48 | (r[0] >= 8)); e8(e, 0xc1); e8(e, 0xe8 | (r[0] & 7)); e8(e, 12 - 5); /* shr r0, 7 */
+    e8(e, 0x48 | (r[0] >= 8));
+    e8(e, 0xc1);
+    e8(e, 0xe8 | (r[0] & 7));
+    e8(e, 12 - 5); /* shr r0, 7 */
     if (r[0] >= 8) e8(e, 0x41);
-    e8(e, 0x81); e8(e, 0xe0 | (r[0] & 7)); e32(e, (TLB_SIZE - 1) << 5);      /* and r0d, mask */
+    e8(e, 0x81);
+    e8(e, 0xe0 | (r[0] & 7));
+    e32(e, (TLB_SIZE - 1) << 5); /* and r0d, mask */
     struct host_mem last = {(uint8_t)s, INSN_NOREG, 1, c->size - 1};
     emit_lea(e, r[1], last);
-    e8(e, 0x48 | (r[1] >= 8)); e8(e, 0x81); e8(e, 0xe0 | (r[1] & 7)); e32(e, 0xfffff000u); /* and r1, -4096 */
+    e8(e, 0x48 | (r[1] >= 8));
+    e8(e, 0x81);
+    e8(e, 0xe0 | (r[1] & 7));
+    e32(e, 0xfffff000u); /* and r1, -4096 */
     uint32_t tlb = GS(tlb) + c->idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
-    struct host_mem tag = {r[0], INSN_NOREG, 1,
-                           (int32_t)(tlb + (c->write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read)))};
-    e8(e, 0x65); emit_rm(e, 0x3b, r[1], tag);
+    struct host_mem tag = {
+        r[0], INSN_NOREG, 1,
+        (int32_t)(tlb + (c->write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read)))};
+    e8(e, 0x65);
+    emit_rm(e, 0x3b, r[1], tag);
     uint8_t *miss = emit_jcc(e, 5, NULL);
     struct host_mem delta = {r[0], INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
-    e8(e, 0x65); emit_rm(e, 0x8b, r[0], delta);
+    e8(e, 0x65);
+    emit_rm(e, 0x8b, r[0], delta);
     /* A site that goes from page to page would fill its slot each time for nothing: only addresses at the start of a cache line do. */
-    e8(e, 0x40 | (s >= 8)); e8(e, 0xf6); e8(e, 0xc0 | (s & 7)); e8(e, 0x38);  /* test s8, 0x38 */
+    e8(e, 0x40 | (s >= 8));
+    e8(e, 0xf6);
+    e8(e, 0xc0 | (s & 7));
+    e8(e, 0x38); /* test s8, 0x38 */
     bool hostpage = site->flags & SITE_HOSTPAGE;
     struct host_mem sum = {(uint8_t)s, r[0], 1, 0};
     if (hostpage)
         emit_lea(e, s, sum);
     else
         emit_mov_rr(e, s, r[0]);
-    e8(e, 0x75);                                                             /* jnz past the stores */
+    e8(e, 0x75); /* jnz past the stores */
     uint8_t *skip = e->p;
     e8(e, 0);
     if (hostpage) emit_rr(e, 0x01, r[0], r[1]);
@@ -501,7 +533,13 @@ static bool too_odd(const struct tr *t, const struct xinsn *x)
 static bool ends_block(const struct xinsn *x, uint64_t rip)
 {
     switch (x->kind) {
-    case XK_JMP: case XK_CALL: case XK_RET: case XK_JMP_IND: case XK_CALL_IND: case XK_SPECIAL: case XK_STEP: return true;
+    case XK_JMP:
+    case XK_CALL:
+    case XK_RET:
+    case XK_JMP_IND:
+    case XK_CALL_IND:
+    case XK_SPECIAL:
+    case XK_STEP: return true;
     case XK_JCC: return x->in.rip + x->in.len + x->in.op[0].imm <= rip + 0 || (int64_t)x->in.op[0].imm < 0;
     default: return false;
     }
@@ -521,16 +559,12 @@ static bool gather_across(struct tr *t, uint64_t rip, const uint8_t *page, const
 {
     unsigned off = rip & (PAGE_SIZE - 1), first = (unsigned)PAGE_SIZE - off;
     uint8_t bytes[15];
-    if (first >= 15)
-        return false;
+    if (first >= 15) return false;
     memcpy(bytes, page + off, first);
     memcpy(bytes + first, next, 15 - first);
-    if (soft_decode(bytes, 15, 8, rip, &t->x[0]) < 0)
-        return false;
-    if (t->x[0].in.len <= first)
-        return false;
-    if (too_odd(t, &t->x[0]))
-        t->x[0].kind = XK_STEP;
+    if (soft_decode(bytes, 15, 8, rip, &t->x[0]) < 0) return false;
+    if (t->x[0].in.len <= first) return false;
+    if (too_odd(t, &t->x[0])) t->x[0].kind = XK_STEP;
     t->n = 1;
     t->next_rip = rip + t->x[0].in.len;
     return true;
@@ -575,7 +609,8 @@ static unsigned request_boundary(const struct tr *t)
 static bool is_self_loop(const struct tr *t)
 {
     const struct xinsn *last = &t->x[t->n - 1];
-    return last->kind == XK_JCC && last->in.rip + last->in.len + last->in.op[0].imm == t->b->rip && !(t->mode & MODE_NO_MERGE);
+    return last->kind == XK_JCC && last->in.rip + last->in.len + last->in.op[0].imm == t->b->rip &&
+           !(t->mode & MODE_NO_MERGE);
 }
 
 /* A block that jumps back to itself lends out what scratch registers it will want before the loop, from those it never uses: inside,
@@ -630,8 +665,8 @@ static void emit_body(struct tr *t)
     for (unsigned i = 0; i < t->colds && !t->failed; i++) emit_cold(t, &t->cold[i]);
 }
 
-struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, const struct code_page *next,
-                             uint32_t mode)
+struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page,
+                             const struct code_page *next, uint32_t mode)
 {
     struct soft_private *p = cpu->priv;
     if (!p->translator) p->translator = calloc(1, sizeof *p->translator);
@@ -649,8 +684,13 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
     t->b_off = soft_meta_alloc(p, sizeof(struct block));
     if (!t->b_off) return NULL;
     t->b = meta_ptr(p, t->b_off);
-    *t->b = (struct block){.rip = rip, .gpa = page->gpa + (rip & (PAGE_SIZE - 1)), .gpa2 = next ? next->gpa : NO_PAGE, .mode = mode,
-                           .host = p->code_used, .guest_len = (uint16_t)(t->next_rip - rip), .global = page->global && (!next || next->global)};
+    *t->b = (struct block){.rip = rip,
+                           .gpa = page->gpa + (rip & (PAGE_SIZE - 1)),
+                           .gpa2 = next ? next->gpa : NO_PAGE,
+                           .mode = mode,
+                           .host = p->code_used,
+                           .guest_len = (uint16_t)(t->next_rip - rip),
+                           .global = page->global && (!next || next->global)};
     t->e.p = p->code + p->code_used;
     emit_body(t);
     uint32_t map_bytes = (uint32_t)(t->maps * sizeof(struct imap));

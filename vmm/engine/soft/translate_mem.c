@@ -57,7 +57,7 @@ static unsigned best(const struct tr *t, unsigned i, uint16_t allowed, bool many
 unsigned tr_borrow(struct tr *t, unsigned i, uint16_t forbidden, bool low_only)
 {
     const struct xinsn *x = &t->x[i];
-    uint16_t allowed = (uint16_t)~(forbidden | t->held | 1u << R_RSP | x->reg_read | (x->reg_write & ~x->reg_kill));
+    uint16_t allowed = (uint16_t) ~(forbidden | t->held | 1u << R_RSP | x->reg_read | (x->reg_write & ~x->reg_kill));
     if (low_only) allowed &= 0xff;
     uint16_t ready = allowed & t->borrowed;
     unsigned r;
@@ -83,12 +83,12 @@ static uint32_t new_slot(struct tr *t, bool write, bool hostpage)
 
 /* What the check is about. */
 struct check {
-    unsigned s;            /* scratch: in: holds nothing */
-    struct host_mem ea;    /* flag-free part of the address computation, into s */
-    bool constant;         /* ea is the constant `value` instead */
+    unsigned s;         /* scratch: in: holds nothing */
+    struct host_mem ea; /* flag-free part of the address computation, into s */
+    bool constant;      /* ea is the constant `value` instead */
     bool addr32;
     uint64_t value;
-    int seg;               /* FS or GS base to add, or -1 */
+    int seg;                  /* FS or GS base to add, or -1 */
     const struct xinsn *bits; /* bit string operand: add the bit offset's words */
     uint16_t size;
     bool write, hostpage, merged;
@@ -113,11 +113,18 @@ static void emit_bit_offset_flags(struct tr *t, const struct check *c)
     if (size == 8) {
         emit_mov_rr(e, c->s, src);
     } else if (size == 4) {
-        e8(e, rex); e8(e, 0x63); e8(e, 0xc0 | (c->s & 7) << 3 | (src & 7)); /* movsxd */
+        e8(e, rex);
+        e8(e, 0x63);
+        e8(e, 0xc0 | (c->s & 7) << 3 | (src & 7)); /* movsxd */
     } else {
-        e8(e, rex); e8(e, 0x0f); e8(e, 0xbf); e8(e, 0xc0 | (c->s & 7) << 3 | (src & 7));
+        e8(e, rex);
+        e8(e, 0x0f);
+        e8(e, 0xbf);
+        e8(e, 0xc0 | (c->s & 7) << 3 | (src & 7));
     }
-    e8(e, 0x48 | (c->s >= 8)); e8(e, 0xc1); e8(e, 0xf8 | (c->s & 7)); /* sar s, log2(width) */
+    e8(e, 0x48 | (c->s >= 8));
+    e8(e, 0xc1);
+    e8(e, 0xf8 | (c->s & 7)); /* sar s, log2(width) */
     e8(e, size == 8 ? 6 : size == 4 ? 5 : 4);
     struct host_mem m = {c->ea.base, (uint8_t)c->s, (uint8_t)size, c->ea.disp};
     emit_lea(e, c->s, m);
@@ -143,39 +150,61 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
     if (!c->bits) emit_ea(t, c);
     if (flags) {
         if (!rax_lent) emit_store_gs(e, GS_SAVED(R_RAX), R_RAX);
-        e8(e, 0x9f);                           /* lahf */
-        e8(e, 0x0f); e8(e, 0x90); e8(e, 0xc0); /* seto al */
+        e8(e, 0x9f); /* lahf */
+        e8(e, 0x0f);
+        e8(e, 0x90);
+        e8(e, 0xc0); /* seto al */
     }
     if (c->bits) emit_bit_offset_flags(t, c);
-    if (c->seg >= 0) emit_gs(e, 1, 0x03, c->s, GS(seg) + (uint32_t)c->seg * (uint32_t)sizeof(struct cpu_segment) +
-                                                   (uint32_t)offsetof(struct cpu_segment, base));
+    if (c->seg >= 0)
+        emit_gs(e, 1, 0x03, c->s,
+                GS(seg) + (uint32_t)c->seg * (uint32_t)sizeof(struct cpu_segment) +
+                    (uint32_t)offsetof(struct cpu_segment, base));
     uint8_t *retry = e->p;
-    emit_gs(e, 1, 0x2b, c->s, slot);           /* sub s, gs:tag */
-    e8(e, 0x48 | (c->s >= 8)); e8(e, 0x81); e8(e, 0xf8 | (c->s & 7)); e32(e, 4096u - c->size); /* cmp s, 4096 - size */
+    emit_gs(e, 1, 0x2b, c->s, slot); /* sub s, gs:tag */
+    e8(e, 0x48 | (c->s >= 8));
+    e8(e, 0x81);
+    e8(e, 0xf8 | (c->s & 7));
+    e32(e, 4096u - c->size); /* cmp s, 4096 - size */
     uint8_t *ja = emit_jcc(e, 7, NULL);
     if (c->bits && c->ea.index != INSN_NOREG) {
         emit_lea(e, c->s, c->ea);
-        emit_gs(e, 1, 0x03, c->s, slot + 8);   /* add s, gs:delta */
+        emit_gs(e, 1, 0x03, c->s, slot + 8); /* add s, gs:delta */
     } else if (c->hostpage) {
-        emit_gs(e, 1, 0x03, c->s, slot + 8);   /* add s, gs:hostpage */
+        emit_gs(e, 1, 0x03, c->s, slot + 8); /* add s, gs:hostpage */
     } else {
-        emit_load_gs(e, c->s, slot + 8);       /* mov s, gs:delta */
+        emit_load_gs(e, c->s, slot + 8); /* mov s, gs:delta */
     }
     uint8_t *resume = c->bits ? NULL : e->p;
     if (flags) {
-        e8(e, 0x04); e8(e, 0x7f);              /* add al, 0x7f: OF again */
-        e8(e, 0x9e);                           /* sahf */
+        e8(e, 0x04);
+        e8(e, 0x7f); /* add al, 0x7f: OF again */
+        e8(e, 0x9e); /* sahf */
         if (!rax_lent) emit_load_gs(e, R_RAX, GS_SAVED(R_RAX));
     }
     *site = (struct site){
-        .retry = (uint32_t)(retry - t->p->code), .slot = slot, .block = t->b_off, .span = (uint16_t)(c->size - 1),
-        .guest = (uint16_t)(t->x[i].in.rip - t->b->rip), .borrowed = t->borrowed | (flags ? 1 : 0), .scratch = (uint8_t)c->s,
+        .retry = (uint32_t)(retry - t->p->code),
+        .slot = slot,
+        .block = t->b_off,
+        .span = (uint16_t)(c->size - 1),
+        .guest = (uint16_t)(t->x[i].in.rip - t->b->rip),
+        .borrowed = t->borrowed | (flags ? 1 : 0),
+        .scratch = (uint8_t)c->s,
         .flags = (uint8_t)((c->write ? SITE_WRITE : 0) | (c->merged ? SITE_MERGED : 0) | (flags ? SITE_FLAGS : 0) |
                            (c->hostpage ? SITE_HOSTPAGE : 0)),
     };
     struct cold *cold = &t->cold[t->colds++];
-    *cold = (struct cold){.kind = COLD_SITE, .jump = ja, .meta = site_off, .scratch = (uint8_t)c->s, .idx = t->idx, .write = c->write,
-                          .resume = resume, .held = t->held, .size = c->size, .flags = flags, .rax_lent = rax_lent,
+    *cold = (struct cold){.kind = COLD_SITE,
+                          .jump = ja,
+                          .meta = site_off,
+                          .scratch = (uint8_t)c->s,
+                          .idx = t->idx,
+                          .write = c->write,
+                          .resume = resume,
+                          .held = t->held,
+                          .size = c->size,
+                          .flags = flags,
+                          .rax_lent = rax_lent,
                           .borrowed = t->borrowed};
     if (!c->merged) return;
     /* A range across a page border (a stack frame in a loop, say) fails always: without going through C, on to the other variant. */
@@ -199,7 +228,8 @@ static unsigned group_register(struct tr *t, const struct group *g)
 {
     uint16_t used = (uint16_t)(1u << R_RSP | 1u << R_RAX | group_regs(g) | t->held);
     for (unsigned k = g->anchor; k <= g->last; k++) used |= t->x[k].reg_read | t->x[k].reg_write;
-    for (unsigned k = 0; k < t->groups; k++) /* nor may another group's check, hoisted into that range, need it as its base */
+    for (unsigned k = 0; k < t->groups;
+         k++) /* nor may another group's check, hoisted into that range, need it as its base */
         if (t->g[k].anchor >= g->anchor && t->g[k].anchor <= g->last) used |= group_regs(&t->g[k]);
     uint16_t allowed = (uint16_t)~used;
     if (g->no_rex) allowed &= 0xff;
@@ -213,8 +243,13 @@ static unsigned group_register(struct tr *t, const struct group *g)
 static void check_group(struct tr *t, unsigned i, struct group *g, unsigned s, bool merged)
 {
     if (s == R_RSP) return;
-    struct check c = {.s = s, .ea = {g->base, g->index, g->scale, g->lo}, .seg = -1, .size = (uint16_t)(g->hi - g->lo),
-                      .write = g->write, .merged = merged, .hostpage = g->index != INSN_NOREG};
+    struct check c = {.s = s,
+                      .ea = {g->base, g->index, g->scale, g->lo},
+                      .seg = -1,
+                      .size = (uint16_t)(g->hi - g->lo),
+                      .write = g->write,
+                      .merged = merged,
+                      .hostpage = g->index != INSN_NOREG};
     emit_check(t, i, &c);
 }
 
@@ -240,7 +275,7 @@ void tr_begin_groups(struct tr *t, unsigned i)
 void tr_end_groups(struct tr *t, unsigned i)
 {
     for (unsigned k = 0; k < t->groups; k++)
-        if (t->g[k].reg != NO_REG && t->g[k].last == i) t->held &= (uint16_t)~(1u << t->g[k].reg);
+        if (t->g[k].reg != NO_REG && t->g[k].last == i) t->held &= (uint16_t) ~(1u << t->g[k].reg);
 }
 
 static void complex_check(struct tr *t, unsigned i, struct check *c)
@@ -278,7 +313,8 @@ void tr_access(struct tr *t, unsigned i, uint16_t forbidden, struct host_mem *m)
     }
     if (plain) {
         unsigned s = tr_borrow(t, i, (uint16_t)(forbidden | 1u << base | rax_if_flags(t, i)), x->no_rex);
-        struct group single = {.base = base, .index = INSN_NOREG, .scale = 1, .lo = disp, .hi = disp + size, .write = write};
+        struct group single = {
+            .base = base, .index = INSN_NOREG, .scale = 1, .lo = disp, .hi = disp + size, .write = write};
         check_group(t, i, &single, s, false);
         *m = (struct host_mem){base, (uint8_t)s, 1, disp};
         return;

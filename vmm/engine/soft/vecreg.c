@@ -8,13 +8,18 @@
     EACH_OF_16(M) M(16) M(17) M(18) M(19) M(20) M(21) M(22) M(23) M(24) M(25) M(26) M(27) M(28) M(29) M(30) M(31)
 
 /* One case of a switch over register numbers: `insn` moves between the register and *mem. */
-#define STORE(insn, reg) __asm__ volatile(insn " %%" reg ", (%0)" ::"r"(buf) : "memory"); break;
-#define LOAD(insn, reg) __asm__ volatile(insn " (%0), %%" reg ::"r"(buf) : "memory"); break;
+#define STORE(insn, reg)                                             \
+    __asm__ volatile(insn " %%" reg ", (%0)" ::"r"(buf) : "memory"); \
+    break;
+#define LOAD(insn, reg)                                           \
+    __asm__ volatile(insn " (%0), %%" reg ::"r"(buf) : "memory"); \
+    break;
 
 static void read_xmm(unsigned n, uint8_t *buf)
 {
     switch (n) {
-#define M(k) case k: STORE("movdqu", "xmm" #k)
+#define M(k) \
+    case k: STORE("movdqu", "xmm" #k)
         EACH_OF_16(M)
 #undef M
     default: break;
@@ -24,7 +29,8 @@ static void read_xmm(unsigned n, uint8_t *buf)
 static void read_ymm(unsigned n, uint8_t *buf)
 {
     switch (n) {
-#define M(k) case k: STORE("vmovdqu", "ymm" #k)
+#define M(k) \
+    case k: STORE("vmovdqu", "ymm" #k)
         EACH_OF_16(M)
 #undef M
     default: break;
@@ -34,7 +40,8 @@ static void read_ymm(unsigned n, uint8_t *buf)
 static void read_zmm(unsigned n, uint8_t *buf)
 {
     switch (n) {
-#define M(k) case k: STORE("vmovdqu64", "zmm" #k)
+#define M(k) \
+    case k: STORE("vmovdqu64", "zmm" #k)
         EACH_OF_32(M)
 #undef M
     default: break;
@@ -44,7 +51,8 @@ static void read_zmm(unsigned n, uint8_t *buf)
 static void write_xmm(unsigned n, const uint8_t *buf)
 {
     switch (n) {
-#define M(k) case k: LOAD("vmovdqu", "xmm" #k)
+#define M(k) \
+    case k: LOAD("vmovdqu", "xmm" #k)
         EACH_OF_16(M)
 #undef M
     default: break;
@@ -54,7 +62,8 @@ static void write_xmm(unsigned n, const uint8_t *buf)
 static void write_ymm(unsigned n, const uint8_t *buf)
 {
     switch (n) {
-#define M(k) case k: LOAD("vmovdqu", "ymm" #k)
+#define M(k) \
+    case k: LOAD("vmovdqu", "ymm" #k)
         EACH_OF_16(M)
 #undef M
     default: break;
@@ -64,7 +73,8 @@ static void write_ymm(unsigned n, const uint8_t *buf)
 static void write_zmm(unsigned n, const uint8_t *buf)
 {
     switch (n) {
-#define M(k) case k: LOAD("vmovdqu64", "zmm" #k)
+#define M(k) \
+    case k: LOAD("vmovdqu64", "zmm" #k)
         EACH_OF_32(M)
 #undef M
     default: break;
@@ -119,7 +129,8 @@ uint64_t soft_mmx_read(struct soft_cpu *cpu, unsigned reg)
     uint64_t v = 0, *buf = &v;
     soft_fpu_resume(cpu);
     switch (reg) {
-#define M(k) case k: STORE("movq", "mm" #k)
+#define M(k) \
+    case k: STORE("movq", "mm" #k)
         EACH_OF_8(M)
 #undef M
     default: break;
@@ -139,14 +150,16 @@ uint64_t soft_opmask_read(struct soft_cpu *cpu, unsigned reg)
     soft_fpu_resume(cpu);
     if (wide_masks(cpu)) {
         switch (reg) {
-#define M(k) case k: STORE("kmovq", "k" #k)
+#define M(k) \
+    case k: STORE("kmovq", "k" #k)
             EACH_OF_8(M)
 #undef M
         default: break;
         }
     } else {
         switch (reg) {
-#define M(k) case k: STORE("kmovw", "k" #k)
+#define M(k) \
+    case k: STORE("kmovw", "k" #k)
             EACH_OF_8(M)
 #undef M
         default: break;
@@ -161,14 +174,16 @@ void soft_opmask_write(struct soft_cpu *cpu, unsigned reg, uint64_t v)
     soft_fpu_resume(cpu);
     if (wide_masks(cpu)) {
         switch (reg) {
-#define M(k) case k: LOAD("kmovq", "k" #k)
+#define M(k) \
+    case k: LOAD("kmovq", "k" #k)
             EACH_OF_8(M)
 #undef M
         default: break;
         }
     } else {
         switch (reg) {
-#define M(k) case k: LOAD("kmovw", "k" #k)
+#define M(k) \
+    case k: LOAD("kmovw", "k" #k)
             EACH_OF_8(M)
 #undef M
         default: break;

@@ -7,10 +7,10 @@
 struct vsib {
     bool evex, scatter;
     uint8_t data_reg, mask_reg;
-    unsigned vl;         /* bytes */
+    unsigned vl;          /* bytes */
     unsigned data, index; /* bytes per element */
     unsigned lanes;
-    uint64_t todo;       /* a bit per lane */
+    uint64_t todo; /* a bit per lane */
     uint64_t opmask;
     uint8_t indices[64], values[64], vmask[64];
 };
@@ -18,8 +18,7 @@ struct vsib {
 static bool parse(const struct xinsn *x, struct vsib *v)
 {
     const struct insn *in = &x->in;
-    if (x->modrm_off < 3 || !in->has_mem || (x->mem_size != 4 && x->mem_size != 8))
-        return false;
+    if (x->modrm_off < 3 || !in->has_mem || (x->mem_size != 4 && x->mem_size != 8)) return false;
     uint8_t opcode = in->bytes[x->modrm_off - 1], last = in->bytes[x->modrm_off - 2];
     v->evex = x->enc == ENC_EVEX;
     v->scatter = x->mem_write;
@@ -53,23 +52,20 @@ static void read_registers(struct soft_cpu *cpu, const struct xinsn *x, struct v
         return;
     }
     soft_vec_read(cpu, v->mask_reg, whole_register(cpu), v->vmask);
-    for (unsigned i = 0; i < v->lanes; i++)
-        v->todo |= (uint64_t)(v->vmask[i * v->data + v->data - 1] >> 7) << i;
+    for (unsigned i = 0; i < v->lanes; i++) v->todo |= (uint64_t)(v->vmask[i * v->data + v->data - 1] >> 7) << i;
 }
 
 static void lane_done(struct vsib *v, unsigned lane)
 {
     v->todo &= ~(1ull << lane);
     v->opmask &= ~(1ull << lane);
-    if (!v->evex)
-        soft_zero(v->vmask + lane * v->data, v->data);
+    if (!v->evex) soft_zero(v->vmask + lane * v->data, v->data);
 }
 
 /* Stopped before a lane that faults: only what is done shows. */
 static void commit_part(struct soft_cpu *cpu, const struct vsib *v, bool any_done)
 {
-    if (!v->scatter && any_done)
-        soft_vec_write(cpu, v->data_reg, v->evex ? v->vl : whole_register(cpu), v->values);
+    if (!v->scatter && any_done) soft_vec_write(cpu, v->data_reg, v->evex ? v->vl : whole_register(cpu), v->values);
     if (v->evex)
         soft_opmask_write(cpu, v->mask_reg, v->opmask);
     else
@@ -95,13 +91,10 @@ static void commit_all(struct soft_cpu *cpu, struct vsib *v)
 static uint64_t lane_offset(const struct soft_cpu *cpu, const struct insn *in, const struct vsib *v, unsigned lane)
 {
     int64_t index = 0;
-    for (unsigned i = 0; i < v->index; i++)
-        index |= (int64_t)((uint64_t)v->indices[lane * v->index + i] << (8 * i));
-    if (v->index == 4)
-        index = (int32_t)index;
+    for (unsigned i = 0; i < v->index; i++) index |= (int64_t)((uint64_t)v->indices[lane * v->index + i] << (8 * i));
+    if (v->index == 4) index = (int32_t)index;
     uint64_t a = (uint64_t)index * in->mem.scale + (uint64_t)in->mem.disp;
-    if (in->mem.base < 16)
-        a += cpu->gpr[in->mem.base];
+    if (in->mem.base < 16) a += cpu->gpr[in->mem.base];
     return in->addr_size == 8 ? a : (uint32_t)a;
 }
 
@@ -111,8 +104,7 @@ static enum soft_result do_lane(struct soft_cpu *cpu, const struct insn *in, str
     uint8_t *value = v->values + lane * v->data;
     enum soft_result r = soft_linear(cpu, (enum cpu_seg)in->mem.seg, lane_offset(cpu, in, v, lane), v->data,
                                      v->scatter ? ACC_WRITE : ACC_READ, &linear);
-    if (r != SOFT_OK)
-        return r;
+    if (r != SOFT_OK) return r;
     return v->scatter ? soft_store(cpu, GVA(linear), value, v->data, soft_data_idx(cpu))
                       : soft_load(cpu, GVA(linear), value, v->data, soft_data_idx(cpu));
 }
@@ -121,11 +113,9 @@ static enum soft_result do_lane(struct soft_cpu *cpu, const struct insn *in, str
 static enum soft_result stop_at_fault(struct soft_cpu *cpu, const struct vsib *v, bool any_done)
 {
     commit_part(cpu, v, any_done);
-    if (!any_done || !((cpu->rflags & FL_TF) || cpu->pending_db))
-        return SOFT_FAULT;
+    if (!any_done || !((cpu->rflags & FL_TF) || cpu->pending_db)) return SOFT_FAULT;
     cpu->exc.pending = false;
-    if (cpu->rflags & FL_TF)
-        cpu->pending_db |= DR6_BS;
+    if (cpu->rflags & FL_TF) cpu->pending_db |= DR6_BS;
     return SOFT_RESTART;
 }
 
@@ -134,8 +124,7 @@ enum soft_result soft_vsib_insn(struct soft_cpu *cpu, const struct xinsn *x)
     struct vsib v;
     bool any_done = false;
     v.todo = v.opmask = 0;
-    if (!parse(x, &v))
-        return soft_raise(cpu, EXC_UD);
+    if (!parse(x, &v)) return soft_raise(cpu, EXC_UD);
     read_registers(cpu, x, &v);
     for (unsigned i = 0; i < v.lanes; i++) {
         if (!(v.todo >> i & 1)) {
@@ -145,8 +134,7 @@ enum soft_result soft_vsib_insn(struct soft_cpu *cpu, const struct xinsn *x)
         enum soft_result r = do_lane(cpu, &x->in, &v, i);
         if (r == SOFT_EXIT) /* a device's answer is needed: nothing has happened yet */
             return r;
-        if (r != SOFT_OK)
-            return stop_at_fault(cpu, &v, any_done);
+        if (r != SOFT_OK) return stop_at_fault(cpu, &v, any_done);
         lane_done(&v, i);
         any_done = true;
         if (cpu->io.writes && v.todo) { /* a later fault would take this lane's write to a device back */

@@ -15,21 +15,21 @@
 
 /* What the translator does with an instruction. */
 enum xkind {
-    XK_COPY,     /* no memory, no control flow: emitted as it is */
-    XK_MEM,      /* one ModRM memory operand: re-encoded on a host address */
+    XK_COPY, /* no memory, no control flow: emitted as it is */
+    XK_MEM,  /* one ModRM memory operand: re-encoded on a host address */
     XK_NOP,
-    XK_LEA_RIP,  /* LEA r, [rip+x]: a constant */
-    XK_PUSH,     /* PUSH r / imm */
-    XK_POP,      /* POP r */
+    XK_LEA_RIP, /* LEA r, [rip+x]: a constant */
+    XK_PUSH,    /* PUSH r / imm */
+    XK_POP,     /* POP r */
     XK_LEAVE,
-    XK_JMP,      /* direct */
+    XK_JMP, /* direct */
     XK_JCC,
-    XK_CALL,     /* direct */
+    XK_CALL, /* direct */
     XK_RET,
-    XK_JMP_IND,  /* through a register or memory */
+    XK_JMP_IND, /* through a register or memory */
     XK_CALL_IND,
-    XK_SPECIAL,  /* a C handler executes it; ends the block */
-    XK_STEP,     /* soft_step() executes it; ends the block */
+    XK_SPECIAL, /* a C handler executes it; ends the block */
+    XK_STEP,    /* soft_step() executes it; ends the block */
 };
 
 /* Which CPU facility an instruction needs (mode bits can forbid it). */
@@ -48,25 +48,25 @@ enum xmask {
 struct xinsn {
     struct insn in;
     uint8_t kind, gate, enc;
-    uint8_t cc;              /* JCC: condition code 0..15 */
+    uint8_t cc;                  /* JCC: condition code 0..15 */
     uint8_t modrm_off, tail_off; /* offsets in bytes[]: ModRM; first byte after ModRM/SIB/disp */
-    uint8_t mem_size_log;    /* unused */
-    uint16_t mem_size;       /* bytes the memory operand covers */
+    uint8_t mem_size_log;        /* unused */
+    uint16_t mem_size;           /* bytes the memory operand covers */
     bool mem_read, mem_write;
-    bool bit_string;         /* BT/BTS/BTR/BTC mem, reg: address depends on the bit offset too */
-    bool no_rex;             /* uses AH..BH: no REX prefix possible */
+    bool bit_string; /* BT/BTS/BTR/BTC mem, reg: address depends on the bit offset too */
+    bool no_rex;     /* uses AH..BH: no REX prefix possible */
     bool uses_vsib, masked;
     bool aligned, aligned_unless_mm; /* memory must be aligned to mem_size (the latter: but not with MXCSR.MM) */
     uint8_t mask, mask_reg;          /* enum xmask */
     uint8_t mask_unit, mask_bits;    /* bytes of memory per mask bit; mask bits there are */
     bool mask_whole;                 /* all of the operand must be writable, selected or not */
-    bool w_ignored;                  /* 16/32-bit code: VEX.W or EVEX.W would mean 64-bit registers, and counts for nothing */
-    bool is4_bit7_ignored;           /* 16/32-bit code: the register number in the last byte has three bits */
-    bool checks_mf;                  /* a pending x87 exception comes before anything else about it */
-    bool may_host_fault;     /* can raise a host signal by itself (#DE, #MF, #XM, alignment #GP, #UD) */
-    uint16_t reg_read;       /* GPRs whose old value matters (partial writes included) */
-    uint16_t reg_write;      /* GPRs written in any way */
-    uint16_t reg_kill;       /* GPRs fully overwritten without being read */
+    bool w_ignored;        /* 16/32-bit code: VEX.W or EVEX.W would mean 64-bit registers, and counts for nothing */
+    bool is4_bit7_ignored; /* 16/32-bit code: the register number in the last byte has three bits */
+    bool checks_mf;        /* a pending x87 exception comes before anything else about it */
+    bool may_host_fault;   /* can raise a host signal by itself (#DE, #MF, #XM, alignment #GP, #UD) */
+    uint16_t reg_read;     /* GPRs whose old value matters (partial writes included) */
+    uint16_t reg_write;    /* GPRs written in any way */
+    uint16_t reg_kill;     /* GPRs fully overwritten without being read */
     uint16_t fl_read, fl_kill, fl_write; /* FL_ARITH bits */
 };
 
@@ -75,56 +75,56 @@ int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64
 void soft_decode_init(void);
 
 /* Translation mode key: what, besides the address, code depends on. */
-#define MODE_IDX_MASK 3u       /* enum soft_mmu_idx */
-#define MODE_SIZE_SHIFT 2      /* 0: 16, 1: 32, 2: 64 bit */
+#define MODE_IDX_MASK 3u  /* enum soft_mmu_idx */
+#define MODE_SIZE_SHIFT 2 /* 0: 16, 1: 32, 2: 64 bit */
 #define MODE_SIZE_MASK (3u << 2)
-#define MODE_NO_X87 (1u << 4)  /* TS or EM */
-#define MODE_NO_SSE (1u << 5)  /* TS, EM or !OSFXSR */
+#define MODE_NO_X87 (1u << 4) /* TS or EM */
+#define MODE_NO_SSE (1u << 5) /* TS, EM or !OSFXSR */
 #define MODE_NO_AVX (1u << 6)
 #define MODE_NO_AVX512 (1u << 7)
-#define MODE_AC (1u << 8)      /* #AC checks on */
+#define MODE_AC (1u << 8)       /* #AC checks on */
 #define MODE_NO_MERGE (1u << 9) /* every access checked on its own */
 #define MODE_NO_MMX (1u << 10)
-#define MODE_FLAT (1u << 11)   /* 32-bit code: CS, DS, ES, SS flat */
-#define MODE_STEP (1u << 12)   /* one instruction at a time (TF, breakpoints, modes the translator leaves out) */
+#define MODE_FLAT (1u << 11) /* 32-bit code: CS, DS, ES, SS flat */
+#define MODE_STEP (1u << 12) /* one instruction at a time (TF, breakpoints, modes the translator leaves out) */
 
 #define NO_BLOCK 0u
 
 /* One translated block. Lives in the meta arena; referred to by its offset there (never 0). */
 struct block {
     uint64_t rip;
-    uint64_t gpa;        /* of its first byte */
-    uint64_t gpa2;       /* page of the bytes after a page border, or ~0 */
+    uint64_t gpa;  /* of its first byte */
+    uint64_t gpa2; /* page of the bytes after a page border, or ~0 */
     uint32_t mode;
-    uint32_t host;       /* offset of its entry in the code cache */
+    uint32_t host; /* offset of its entry in the code cache */
     uint32_t host_end;
     uint32_t next_hash, next_page, next_page2;
-    uint32_t map;        /* meta offset of its struct imap[] */
+    uint32_t map; /* meta offset of its struct imap[] */
     uint16_t map_count;
-    uint16_t guest_len;  /* bytes of guest code it depends on (in its first page) */
+    uint16_t guest_len; /* bytes of guest code it depends on (in its first page) */
     bool dead;
-    bool global;         /* its page is mapped global (both, where it has two) */
+    bool global; /* its page is mapped global (both, where it has two) */
 };
 #define NO_PAGE (~0ull)
 
 /* Host-pc to guest-pc map: one record per guest instruction. */
 struct imap {
-    uint32_t host;      /* offset of the instruction's first host byte */
-    uint16_t guest;     /* offset from block->rip */
-    uint16_t borrowed;  /* GPRs whose true value is in saved[] */
+    uint32_t host;     /* offset of the instruction's first host byte */
+    uint16_t guest;    /* offset from block->rip */
+    uint16_t borrowed; /* GPRs whose true value is in saved[] */
 };
 
 /* One memory check in translated code. `s` holds the linear address at `retry`. */
 #define SITE_WRITE 1
 #define SITE_MERGED 2
-#define SITE_FLAGS 4 /* the guest's flags are in RAX as LAHF/SETO left them; RAX is in saved[] */
+#define SITE_FLAGS 4    /* the guest's flags are in RAX as LAHF/SETO left them; RAX is in saved[] */
 #define SITE_HOSTPAGE 8 /* slot.delta holds the host page address instead of HVA - GVA */
 struct site {
-    uint32_t retry;     /* code offset where the check is done again */
-    uint32_t slot;      /* offset of its site_slot in struct soft_cpu */
-    uint32_t block;     /* meta offset */
-    uint16_t span;      /* bytes checked - 1 */
-    uint16_t guest;     /* offset of the guest instruction from block->rip */
+    uint32_t retry; /* code offset where the check is done again */
+    uint32_t slot;  /* offset of its site_slot in struct soft_cpu */
+    uint32_t block; /* meta offset */
+    uint16_t span;  /* bytes checked - 1 */
+    uint16_t guest; /* offset of the guest instruction from block->rip */
     uint16_t borrowed;
     uint8_t flags, scratch;
     uint32_t pad[2];
@@ -138,38 +138,38 @@ struct branch {
 
 /* A direct branch out of a block. */
 struct link {
-    uint64_t target;    /* guest RIP */
-    uint32_t jump;      /* code offset of the rel32 to patch */
-    uint32_t stub;      /* code offset the rel32 goes to while unlinked */
-    uint32_t block;     /* the block it belongs to */
-    uint32_t next;      /* in the list of cross-page links */
+    uint64_t target;     /* guest RIP */
+    uint32_t jump;       /* code offset of the rel32 to patch */
+    uint32_t stub;       /* code offset the rel32 goes to while unlinked */
+    uint32_t block;      /* the block it belongs to */
+    uint32_t next;       /* in the list of cross-page links */
     uint32_t extra_mode; /* MODE_NO_MERGE: to the variant of the code that checks every access on its own */
     bool cross_page;
     bool linked;
 };
 
 enum soft_host_exit {
-    HX_LINK = 0, /* exit_info: meta offset of struct link */
-    HX_LOOKUP,   /* indirect branch not in the jump cache; rip set, exit_info: meta offset of struct branch */
-    HX_MEM,      /* exit_info: meta offset of struct site */
-    HX_SPECIAL,  /* exit_info: meta offset of struct xinsn */
-    HX_REQUEST,  /* exit_request seen; rip set */
-    HX_HOSTFAULT,/* a host signal in translated code: priv->fault_* */
-    HX_THUNK,    /* single-instruction thunk ended */
-    HX_DEAD,     /* entered an invalidated block: exit_info: its meta offset; rip set */
+    HX_LINK = 0,  /* exit_info: meta offset of struct link */
+    HX_LOOKUP,    /* indirect branch not in the jump cache; rip set, exit_info: meta offset of struct branch */
+    HX_MEM,       /* exit_info: meta offset of struct site */
+    HX_SPECIAL,   /* exit_info: meta offset of struct xinsn */
+    HX_REQUEST,   /* exit_request seen; rip set */
+    HX_HOSTFAULT, /* a host signal in translated code: priv->fault_* */
+    HX_THUNK,     /* single-instruction thunk ended */
+    HX_DEAD,      /* entered an invalidated block: exit_info: its meta offset; rip set */
 };
 
 /* What other vCPUs ask of this one. Written under `lock`, emptied by the owner. */
 #define INBOX_SIZE 64
 struct soft_inbox {
     _Atomic uint32_t lock;
-    _Atomic uint64_t done;  /* messages carried out since creation */
+    _Atomic uint64_t done; /* messages carried out since creation */
     uint64_t posted;
     uint32_t count;
-    bool overflow;          /* too many: protect and drop everything */
+    bool overflow; /* too many: protect and drop everything */
     struct {
         uint64_t gpa;
-        uint32_t len;       /* 0: protect the page; else: code written */
+        uint32_t len; /* 0: protect the page; else: code written */
     } msg[INBOX_SIZE];
 };
 
@@ -177,29 +177,29 @@ struct step_entry {
     uint64_t rip;
     uint32_t mode;
     bool valid;
-    uint32_t thunk;      /* code offset, 0: none */
+    uint32_t thunk; /* code offset, 0: none */
     uint8_t scratch;
     uint32_t generation; /* of the code cache */
     struct xinsn x;
 };
 
 struct soft_private {
-    uint8_t *code;       /* RWX-less? see cache.c: mapped RWX, private to this vCPU */
+    uint8_t *code; /* RWX-less? see cache.c: mapped RWX, private to this vCPU */
     uint32_t code_used, code_stubs_end;
     uint8_t *meta;
     uint32_t meta_used;
     uint32_t generation; /* bumped at each whole flush */
     uint32_t hash[1u << BLOCK_HASH_BITS];
-    uint32_t page_hash[1u << BLOCK_HASH_BITS]; /* blocks by guest page */
+    uint32_t page_hash[1u << BLOCK_HASH_BITS];  /* blocks by guest page */
     uint32_t page2_hash[1u << BLOCK_HASH_BITS]; /* blocks of one instruction across a page border, by the second page */
-    uint32_t cross_links[2]; /* linked branches between pages: [1] those between global pages */
-    uint32_t jumps_filled[2];   /* [1]: entries for global pages */
-    uint32_t jump_filled[2][JUMP_CACHE_SIZE]; /* (mmu index << 16) | slot of the filled jump cache entries */
-    uint64_t code_pages[1024];  /* Bloom filter of the virtual pages that anything here was concluded from */
+    uint32_t cross_links[2];                    /* linked branches between pages: [1] those between global pages */
+    uint32_t jumps_filled[2];                   /* [1]: entries for global pages */
+    uint32_t jump_filled[2][JUMP_CACHE_SIZE];   /* (mmu index << 16) | slot of the filled jump cache entries */
+    uint64_t code_pages[1024]; /* Bloom filter of the virtual pages that anything here was concluded from */
     struct {
         uint64_t page;
         uint32_t misses;
-    } near_miss[64];            /* writes to a page with code that hit no block */
+    } near_miss[64]; /* writes to a page with code that hit no block */
     struct {
         uint64_t tag;
         uint64_t gpa;
@@ -212,13 +212,13 @@ struct soft_private {
     uint32_t stub_enter;
     uint32_t stub_exit[8];
     uint32_t stub_tlb[MMU_IDX_COUNT][2][16];
-    uint64_t fault_pc;   /* host pc of the last host fault */
+    uint64_t fault_pc; /* host pc of the last host fault */
     int fault_sig, fault_trap;
     uint64_t fault_err;
     struct soft_inbox inbox;
     uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out */
-    struct tr *translator; /* working state of translate.c, made at first use */
-    uint32_t pending_read; /* a read that the VMM is to answer: */
+    struct tr *translator;                   /* working state of translate.c, made at first use */
+    uint32_t pending_read;                   /* a read that the VMM is to answer: */
 #define PENDING_MMIO 1u
 #define PENDING_PIO 2u
     uint32_t writes, write_next; /* MMIO writes of the last instruction still to be told to the VMM */
@@ -239,8 +239,23 @@ struct soft_engine {
 };
 
 enum soft_stat {
-    ST_BLOCKS, ST_GUEST_INSNS, ST_CACHE_FLUSH, ST_LINK, ST_LOOKUP, ST_MEM, ST_SPECIAL, ST_STEP, ST_REQUEST, ST_HOSTFAULT,
-    ST_DEAD, ST_KILLED, ST_NOMERGE, ST_EXCEPTION, ST_INTERRUPT, ST_PARK, ST_COUNT
+    ST_BLOCKS,
+    ST_GUEST_INSNS,
+    ST_CACHE_FLUSH,
+    ST_LINK,
+    ST_LOOKUP,
+    ST_MEM,
+    ST_SPECIAL,
+    ST_STEP,
+    ST_REQUEST,
+    ST_HOSTFAULT,
+    ST_DEAD,
+    ST_KILLED,
+    ST_NOMERGE,
+    ST_EXCEPTION,
+    ST_INTERRUPT,
+    ST_PARK,
+    ST_COUNT
 };
 
 static inline void *meta_ptr(const struct soft_private *p, uint32_t off)
@@ -272,8 +287,8 @@ enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct co
 /* Translates the code at rip (linear), bytes of its page at `page->host`. `next` is the page after it when the first instruction runs into
  * it (then the block is that instruction), else NULL. NULL when the caches are full or the first
  * instruction cannot be translated in a block (then step it). */
-struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, const struct code_page *next,
-                             uint32_t mode);
+struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page,
+                             const struct code_page *next, uint32_t mode);
 /* A thunk that runs one XK_COPY/XK_MEM instruction, its memory operand at the address in tmp[5]. 0 when full. */
 uint32_t soft_make_thunk(struct soft_cpu *cpu, const struct xinsn *x, uint8_t *scratch);
 
