@@ -87,6 +87,10 @@ static const struct mnem *pick(struct block *b)
         case ZYDIS_CATEGORY_SEGOP: continue;
         default: break;
         }
+        if (m->mnemonic == ZYDIS_MNEMONIC_FNSAVE || m->mnemonic == ZYDIS_MNEMONIC_FNSTENV ||
+            m->mnemonic == ZYDIS_MNEMONIC_FXSAVE || m->mnemonic == ZYDIS_MNEMONIC_FXSAVE64 ||
+            m->mnemonic == ZYDIS_MNEMONIC_XSAVE || m->mnemonic == ZYDIS_MNEMONIC_XSAVE64)
+            continue; /* what they say about the last x87 instruction is not compared, so it must not be loaded either */
         if (m->mnemonic >= ZYDIS_MNEMONIC_UD0 && m->mnemonic <= ZYDIS_MNEMONIC_UD2) continue;
         return m;
     }

@@ -440,6 +440,13 @@ static void put_odd_prefixes(struct asm_buf *a, const struct form *f, struct rng
 /* Encodings on which Intel and AMD disagree, or Zydis with both: no oracle for them. */
 static bool vendor_specific(const struct insn_code *ic, unsigned mode)
 {
+    /* With EVEX.X set, Zen 4 reads RSP as it was before the last PUSH, POP, CALL: found by this fuzzer. */
+    if (ic->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && ic->d.raw.evex.X == 0 && ic->d.raw.modrm.mod == 3 &&
+        ic->d.raw.modrm.rm == 4)
+        for (unsigned i = 0; i < ic->d.operand_count; i++)
+            if (ic->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+                (ic->op[i].reg.value == ZYDIS_REGISTER_RSP || ic->op[i].reg.value == ZYDIS_REGISTER_ESP))
+                return true;
     bool w = ic->d.attributes & ZYDIS_ATTRIB_HAS_REX && ic->d.raw.rex.W;
     switch (ic->d.meta.category) {
     case ZYDIS_CATEGORY_COND_BR:

@@ -144,6 +144,7 @@ static void build_descriptors(void)
     memcpy(ram(PA_GDT), gdt, sizeof(gdt));
     write_u64(PA_GDT + 0x40, 0x67 | (tss & 0xffffff) << 16 | 0x8bull << 40 | (tss >> 24 & 0xff) << 56);
     write_u64(PA_GDT + 0x48, tss >> 32);
+    write_u64(PA_GDT + 0x78, 0x0040f50000000000); /* where Linux keeps the CPU's number */
     uint64_t ldt = KERNEL_VA + PA_LDT;
     write_u64(PA_GDT + 0x50, 0x17 | (ldt & 0xffffff) << 16 | 0x82ull << 40 | (ldt >> 24 & 0xff) << 56);
     write_u64(PA_GDT + 0x58, ldt >> 32);
