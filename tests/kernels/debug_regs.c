@@ -6,6 +6,7 @@ CODE(code, "nop\n bp_here: add $1, %rax\n bp_next: nop");
 CODE(store8, "mov %rax, (%rbx)\n st_next: nop");
 CODE(store1, "mov %al, (%rbx)");
 CODE(load8, "mov (%rbx), %rax");
+CODE(locked8, "lock addq $1, (%rbx)");
 CODE(push8, "push %rax");
 CODE(movs, "rep movsb\n movs_next: nop");
 CODE(sse_store, "movups %xmm0, (%rbx)");
@@ -21,6 +22,7 @@ LABEL(out_next);
 enum { EXECUTE, WRITE, IO, ACCESS };
 static struct ctx c;
 static u8 data[64] __attribute__((aligned(64)));
+static u8 two_pages[2 * PAGE] __attribute__((aligned(PAGE)));
 
 static void watch(unsigned n, u64 address, unsigned kind, unsigned length)
 {
@@ -99,6 +101,16 @@ static void data_watchpoints(void)
     watch(1, a, ACCESS, 4);
     CHECK_EQ(run(load8, a - 5), DB);
     CHECK_EQ(run(load8, a + 4), END);
+    /* Locked operations, also over a page border. */
+    watch(1, a + 4, ACCESS, 4);
+    CHECK_EQ(run(locked8, a), DB);
+    CHECK_EQ(run(locked8, a - 4), END);
+    watch(1, a + 4, WRITE, 4);
+    CHECK_EQ(run(locked8, a), DB);
+    CHECK_EQ(c.dr6 & 0xe00f, 2);
+    watch(1, (u64)two_pages + PAGE, WRITE, 1);
+    CHECK_EQ(run(locked8, (u64)two_pages + PAGE - 8), END);
+    CHECK_EQ(run(locked8, (u64)two_pages + PAGE - 7), DB);
     watch(1, a + 1, WRITE, 1);
     CHECK_EQ(run(store1, a), END);
     CHECK_EQ(run(store1, a + 1), DB);

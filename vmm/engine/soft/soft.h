@@ -347,6 +347,8 @@ void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page);
  * of it can be written. SOFT_OK, SOFT_FAULT, or SOFT_EXIT (MMIO read needed: leave and restart). */
 enum soft_result soft_load(struct soft_cpu *cpu, gva_t a, void *dst, uint32_t len, enum soft_mmu_idx idx);
 enum soft_result soft_store(struct soft_cpu *cpu, gva_t a, const void *src, uint32_t len, enum soft_mmu_idx idx);
+/* For accesses made without these: remembers in pending_db which data breakpoints one has hit. */
+void soft_note_access(struct soft_cpu *cpu, gva_t a, uint32_t len, bool write);
 /* Checks that a later soft_store() of this range cannot fault (it does the walk, sets D). */
 enum soft_result soft_probe_store(struct soft_cpu *cpu, gva_t a, uint32_t len, enum soft_mmu_idx idx);
 static inline enum soft_result soft_load_u64(struct soft_cpu *cpu, uint64_t a, uint64_t *v, uint32_t len)

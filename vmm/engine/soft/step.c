@@ -127,10 +127,7 @@ static enum soft_result find_operand(struct soft_cpu *cpu, const struct xinsn *x
         o->host = NULL;
         together = next_gpa.v == (o->gpa.v & PAGE_MASK) + PAGE_SIZE;
     }
-    /* Watched operands go through soft_load() and soft_store(), which notice; but not locked ones, which must stay one access. */
-    if ((cpu->dr[7] & 0xff) && !locked(x))
-        o->host = NULL;
-    else if (!o->host && together)
+    if (!o->host && together)
         o->host = soft_ram(soft_memory(cpu), o->gpa.v, o->size, x->mem_write);
     return SOFT_OK;
 }
@@ -157,6 +154,8 @@ static enum soft_result run_direct(struct soft_cpu *cpu, const struct xinsn *x, 
     enum soft_result r = soft_run_thunk(cpu, e, without_bit_offset(cpu, x, o->host));
     if (x->mem_write)
         note_code_written(cpu, o);
+    if (r == SOFT_OK)
+        soft_note_access(cpu, GVA(o->linear), o->size, x->mem_write);
     return r;
 }
 

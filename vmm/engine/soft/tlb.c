@@ -425,6 +425,11 @@ static enum soft_result store_slow(struct soft_cpu *cpu, gva_t a, const uint8_t 
     return SOFT_OK;
 }
 
+void soft_note_access(struct soft_cpu *cpu, gva_t a, uint32_t len, bool write)
+{
+    if (watching(cpu)) cpu->pending_db |= breakpoints(cpu, a.v, len, write);
+}
+
 enum soft_result soft_load(struct soft_cpu *cpu, gva_t a, void *dst, uint32_t len, enum soft_mmu_idx idx)
 {
     uint64_t page = a.v & PAGE_MASK;
