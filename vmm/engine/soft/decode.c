@@ -453,24 +453,48 @@ static void find_encoding(struct xinsn *x, const ZydisDecodedInstruction *z)
     x->tail_off = (uint8_t)end;
 }
 
+static bool is_prefix(uint8_t b, bool rex)
+{
+    return (b && strchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", b)) || (rex && (b & 0xf0) == 0x40);
+}
+
+/* From the opcode, or the VEX, EVEX or XOP prefix, on: even what is undefined has ModRM, and an immediate byte in some opcode maps. */
+static unsigned least_length(uint8_t first, uint8_t second)
+{
+    unsigned map = second & 0x1f;
+    switch (first) {
+    case 0x62: return (map & 7) == 3 ? 7 : 6;
+    case 0xc4: return map == 3 ? 6 : 5;
+    case 0xc5: return 4;
+    case 0x8f: return map == 8 ? 6 : map == 9 ? 5 : map == 10 ? 9 : 1;
+    default: return 1;
+    }
+}
+
 /* Zydis could not decode it. Some instructions are too long (#GP) as well as wrong (#UD): their bytes behind the prefixes tell. */
 static int failed(const ZydisDecoder *d, ZyanStatus st, const uint8_t *bytes, unsigned avail, bool rex)
 {
     ZydisDecodedInstruction z;
-    uint8_t rest[15] = {0};
-    unsigned n = 0;
+    uint8_t rest[16] = {0x67}; /* one prefix at most that the length depends on */
+    unsigned n = 0, kept = 0;
+    bool too_long = st == ZYDIS_STATUS_NO_MORE_DATA || st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
     if (avail < 15) return st == ZYDIS_STATUS_NO_MORE_DATA ? -2 : -1;
-    while (n < 14 &&
-           (strchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", bytes[n]) || (rex && (bytes[n] & 0xf0) == 0x40)))
-        n++;
-    memcpy(rest, bytes + n, avail - n);
-    bool three = rest[0] == 0xc4 || (rest[0] == 0x8f && (rest[1] & 0x1f) >= 8); /* VEX, XOP */
-    unsigned least = rest[0] == 0x62 ? 6 : three ? 5 : rest[0] == 0xc5 ? 4 : 1;
-    if (n + least > 15) return -2;
-    if (rest[0] == 0x0f && (rest[1] & 0xfe) == 0xa6) return -1;
-    if (ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(d, NULL, rest, sizeof rest, &z)))
-        return soft_isa_missing(&z) || n + z.length <= 15 ? -1 : -2;
-    return st == ZYDIS_STATUS_NO_MORE_DATA || st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? -2 : -1;
+    for (; n < 14 && is_prefix(bytes[n], rex); n++) kept |= bytes[n] == 0x67;
+    memcpy(rest + kept, bytes + n, avail - n);
+    const uint8_t *op = bytes + n;
+    if (n + least_length(op[0], n < 14 ? op[1] : 0) > 15) return -2;
+    if (op[0] == 0x0f && n < 14 && (op[1] & 0xfe) == 0xa6) return -1;
+    if (ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(d, NULL, rest, 15, &z)))
+        return soft_isa_missing(&z) || (!too_long && n + z.length - kept <= 15) ? -1 : -2;
+    return too_long ? -2 : -1;
+}
+
+/* F3 90 with REX.B is no PAUSE but XCHG R8, RAX. */
+static void rex_pause(struct xinsn *x)
+{
+    x->in.mnemonic = ZYDIS_MNEMONIC_XCHG;
+    x->kind = XK_COPY;
+    x->reg_read = x->reg_write = 1u << 0 | 1u << 8;
 }
 
 int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x)
@@ -507,6 +531,7 @@ int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64
     x->kind = classify(&z, ops, plain);
     if (x->kind == XK_JCC) x->cc = z.opcode & 15;
     soft_find_mask(x, &z, ops);
+    if (z.mnemonic == ZYDIS_MNEMONIC_PAUSE && z.raw.rex.B) rex_pause(x);
     x->checks_mf = soft_checks_mf(&z, ops);
     x->w_ignored = code_size != 8 && soft_ignores_w(&z, ops);
     for (unsigned i = 0; i < z.operand_count_visible; i++)

@@ -19,7 +19,7 @@ static unsigned count_bits(uint64_t v)
 static uint64_t signs(const uint8_t *v, unsigned bytes, unsigned unit)
 {
     uint64_t m = 0;
-    for (unsigned i = 0; i < bytes / unit; i++) m |= (uint64_t)(v[i * unit + unit - 1] >> 7) << i;
+    for (unsigned i = 0; i < 64 && (i + 1) * unit <= bytes; i++) m |= (uint64_t)(v[i * unit + unit - 1] >> 7) << i;
     return m;
 }
 
@@ -27,7 +27,7 @@ static uint64_t mask_value(struct soft_cpu *cpu, const struct xinsn *x)
 {
     uint8_t v[64];
     if (x->mask != MASK_VECTOR) return soft_opmask_read(cpu, x->mask_reg) & low_bits(x->mask_bits);
-    unsigned bytes = x->mem_size;
+    unsigned bytes = x->mem_size <= sizeof(v) ? x->mem_size : sizeof(v);
     soft_vec_read(cpu, x->mask_reg, bytes, v);
     return signs(v, bytes, x->mask_unit);
 }
