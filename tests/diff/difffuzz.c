@@ -252,32 +252,41 @@ static int run_fuzz(const struct options *o)
     return findings ? 1 : 0;
 }
 
-static int run_replay(const struct options *o)
+/* Runs one batch of a replay file: 1 when something differs. The last case of all is shown even if not. */
+static int replay_batch(unsigned n, bool last_shown)
 {
     static struct verdict v;
+    int bad = 0;
+    fuzz.batch->count = n;
+    if (workers_run(fuzz.worker, SIDES)) return 2;
+    for (unsigned i = 0; i < n; i++) {
+        const struct diff_case *c = &fuzz.batch->cases[i];
+        compare_results(c, &fuzz.forms, &fuzz.batch->results[SIDE_NATIVE][i], &fuzz.batch->results[SIDE_ENGINE][i], &v);
+        bad |= !v.equal;
+        if (v.equal && !(last_shown && i + 1 == n)) continue;
+        case_print(stdout, c, &fuzz.forms);
+        printf("%s%s", v.detail, v.skipped ? "  skipped\n" : v.equal ? "  equal\n" : "");
+    }
+    return bad;
+}
+
+static int run_replay(const struct options *o)
+{
     FILE *f = fopen(o->replay, "r");
-    unsigned n = 0;
+    unsigned n = BATCH, all = 0;
+    int bad = 0;
     if (!f) {
         fprintf(stderr, "difffuzz: cannot open %s\n", o->replay);
         return 2;
     }
-    while (n < BATCH && !case_read(f, &fuzz.batch->cases[n])) n++;
+    while (n == BATCH && bad < 2) {
+        for (n = 0; n < BATCH && !case_read(f, &fuzz.batch->cases[n]);) n++;
+        all += n;
+        if (n) bad |= replay_batch(n, n < BATCH);
+    }
     fclose(f);
-    fuzz.batch->count = n;
-    if (!n || workers_run(fuzz.worker, SIDES)) {
-        fprintf(stderr, "difffuzz: %s holds no case\n", o->replay);
-        return 2;
-    }
-    int bad = 0;
-    for (unsigned i = 0; i < n; i++) {
-        compare_results(&fuzz.batch->cases[i], &fuzz.forms, &fuzz.batch->results[SIDE_NATIVE][i],
-                        &fuzz.batch->results[SIDE_ENGINE][i], &v);
-        if (i + 1 < n && v.equal) continue;
-        case_print(stdout, &fuzz.batch->cases[i], &fuzz.forms);
-        printf("%s%s", v.detail, v.skipped ? "  skipped\n" : v.equal ? "  equal\n" : "");
-        bad |= !v.equal;
-    }
-    return bad;
+    if (!all) fprintf(stderr, "difffuzz: %s holds no case\n", o->replay);
+    return all ? bad : 2;
 }
 
 /* Native against native: nothing may differ; then with a wrong result slipped in: it must be found, and only that. */

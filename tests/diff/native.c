@@ -95,7 +95,7 @@ __asm__(".text\n"
         "    pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbp\n pop %rbx\n"
         "    cld\n ret\n"
         "native_restorer:\n"
-        "    mov $15, %eax\n syscall\n"
+        "    mov $15, %eax\n syscall\n nop\n" /* the range allowed to make system calls is one of return addresses */
         "native_text_end:\n");
 
 _Static_assert(offsetof(struct native_frame, fs_base) == 168, "offsets in the assembly above");

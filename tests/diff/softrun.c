@@ -222,7 +222,7 @@ static void *watchdog(void *arg)
 {
     for (;; usleep(50000)) {
         uint64_t began = atomic_load(&case_began);
-        bool hangs = soft_peer_status && *soft_peer_status == RUN_HANG;
+        bool hangs = soft_peer_status && (*soft_peer_status == RUN_HANG || *soft_peer_status == RUN_SKIP);
         if (!began || cpu_time() - began < (hangs ? CASE_CPU_NS_HANG : CASE_CPU_NS)) continue;
         atomic_store(&case_kicked, true);
         engine_soft.kick(vcpu);
