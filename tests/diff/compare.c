@@ -65,17 +65,26 @@ static unsigned fpu_pointer_bytes(const struct diff_case *c, const struct forms 
     return bytes;
 }
 
+static bool goes_halfway(unsigned mnemonic)
+{
+    return mnemonic == ZYDIS_MNEMONIC_ENTER || mnemonic == ZYDIS_MNEMONIC_POPA || mnemonic == ZYDIS_MNEMONIC_POPAD ||
+           mnemonic == ZYDIS_MNEMONIC_PUSHA || mnemonic == ZYDIS_MNEMONIC_PUSHAD;
+}
+
 /* ENTER, PUSHA and POPA may have done a part of their work when a later access of theirs faults: nothing says which. */
 static bool half_done(const struct diff_case *c, const struct forms *f, const struct diff_result *native)
 {
     if (native->vector == VEC_BP) return false;
-    for (unsigned i = 0; i < c->insns; i++) {
-        uint16_t m = case_mnemonic(c, f, i);
-        if (m == ZYDIS_MNEMONIC_ENTER || m == ZYDIS_MNEMONIC_POPA || m == ZYDIS_MNEMONIC_POPAD ||
-            m == ZYDIS_MNEMONIC_PUSHA || m == ZYDIS_MNEMONIC_PUSHAD)
-            return true;
-    }
-    return false;
+    for (unsigned i = 0; i < c->insns; i++)
+        if (goes_halfway(case_mnemonic(c, f, i))) return true;
+    /* A jump into the middle of an instruction, or modified code, may have led to one. */
+    ZydisDecodedInstruction d;
+    uint64_t at = native->rip + code_base(c->mode);
+    int page = mem_page_index(at);
+    if (page < MEM_PAGES - CODE_PAGES) return false;
+    uint64_t off = (uint64_t)page * PAGE + at % PAGE;
+    return ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&f->decoder, NULL, native->mem + off, MEM_SIZE - off, &d)) &&
+           goes_halfway(d.mnemonic);
 }
 
 static uint64_t page_address(unsigned index)
