@@ -533,7 +533,8 @@ bool gen_invalid(struct diff_case *c, const struct forms *f, const struct form *
     if (!forms_emit(f, form, &r, &opt, &ic)) return false;
     /* Branches with 66, and VEX and EVEX bits that CPUs ignore, are the vendors' business; what the host lacks has no length. */
     if (ic.d.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || ic.d.meta.category == ZYDIS_CATEGORY_SYSTEM ||
-        form->enc != ENC_LEGACY || (form->tried && form->ud == form->tried))
+        (ic.d.attributes & ZYDIS_ATTRIB_IS_PRIVILEGED) || form->enc != ENC_LEGACY ||
+        (form->tried && form->ud == form->tried))
         return false;
     memset(bytes, 0xcc, sizeof(bytes));
     if (rnd_pct(&r, 30)) { /* too long; of what one CPU or another lacks nobody knows the length */

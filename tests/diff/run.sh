@@ -1,5 +1,5 @@
 #!/bin/bash
-# tests/diff/run.sh [--endless]: the differential fuzzer, bounded (about 80 s, always the same seeds), or until it finds something.
+# tests/diff/run.sh [--endless]: the differential fuzzer, bounded (always the same cases, about 80 s), or until it finds something.
 # Differences are printed with their replay file, which lies in $NACELLE_BUILD/logs.
 set -u
 cd "$(dirname "$0")/../.."
@@ -37,8 +37,8 @@ for cases in tests/diff/regressions-*.case; do
         status=1
     fi
 done
-check instructions --singles --seed 11 --seconds 30
-check blocks --blocks --seed 12 --seconds 30
-check compatibility-mode --mode 32 --seed 13 --seconds 10
-check sixteen-bit --mode 16 --seed 14 --seconds 8
+check instructions --singles --seed 11 --cases 200000
+check blocks --blocks --seed 12 --cases 12000
+check compatibility-mode --mode 32 --seed 13 --cases 100000
+check sixteen-bit --mode 16 --seed 14 --cases 40000
 exit $status
