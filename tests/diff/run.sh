@@ -38,7 +38,7 @@ for cases in tests/diff/regressions-*.case; do
     fi
 done
 check instructions --singles --seed 11 --cases 200000
-check blocks --blocks --seed 12 --cases 12000
+check blocks --blocks --seed 12 --cases 100000
 check compatibility-mode --mode 32 --seed 13 --cases 100000
 check sixteen-bit --mode 16 --seed 14 --cases 40000
 exit $status
