@@ -75,8 +75,24 @@ enum { R_RAX, R_RCX, R_RDX, R_RBX, R_RSP, R_RBP, R_RSI, R_RDI, R_R8, R_R9, R_R10
 
 /* Exception vectors */
 enum {
-    EXC_DE = 0, EXC_DB = 1, EXC_NMI = 2, EXC_BP = 3, EXC_OF = 4, EXC_BR = 5, EXC_UD = 6, EXC_NM = 7, EXC_DF = 8,
-    EXC_TS = 10, EXC_NP = 11, EXC_SS = 12, EXC_GP = 13, EXC_PF = 14, EXC_MF = 16, EXC_AC = 17, EXC_MC = 18, EXC_XM = 19,
+    EXC_DE = 0,
+    EXC_DB = 1,
+    EXC_NMI = 2,
+    EXC_BP = 3,
+    EXC_OF = 4,
+    EXC_BR = 5,
+    EXC_UD = 6,
+    EXC_NM = 7,
+    EXC_DF = 8,
+    EXC_TS = 10,
+    EXC_NP = 11,
+    EXC_SS = 12,
+    EXC_GP = 13,
+    EXC_PF = 14,
+    EXC_MF = 16,
+    EXC_AC = 17,
+    EXC_MC = 18,
+    EXC_XM = 19,
 };
 
 /* #PF error code */
@@ -99,7 +115,12 @@ enum soft_result {
 /* Access kinds and MMU indices. */
 enum soft_access { ACC_READ = 0, ACC_WRITE = 1, ACC_EXEC = 2 };
 /* Which permissions an access runs with; each has a TLB of its own. */
-enum soft_mmu_idx { MMU_USER = 0, MMU_KERNEL = 1 /* CPL<3, SMAP enforced */, MMU_KERNEL_AC = 2 /* CPL<3, user pages allowed */ , MMU_IDX_COUNT };
+enum soft_mmu_idx {
+    MMU_USER = 0,
+    MMU_KERNEL = 1 /* CPL<3, SMAP enforced */,
+    MMU_KERNEL_AC = 2 /* CPL<3, user pages allowed */,
+    MMU_IDX_COUNT
+};
 
 #define TLB_BITS 12
 #define TLB_SIZE (1u << TLB_BITS)
@@ -155,8 +176,8 @@ struct soft_exception {
     bool soft_int;   /* INT n / INT3 / INTO: RIP to push is after the instruction (cpu->rip already is) */
     bool is_trap_db; /* #DB: dr6 bits in `dr6` */
     uint32_t error;
-    uint64_t cr2;    /* for #PF */
-    uint64_t dr6;    /* for #DB: bits to set in DR6 */
+    uint64_t cr2; /* for #PF */
+    uint64_t dr6; /* for #DB: bits to set in DR6 */
 };
 
 struct soft_engine;
@@ -171,13 +192,13 @@ struct soft_cpu {
     uint8_t irq_waiting; /* an interrupt is pending but IF was 0 when it was looked at */
     uint8_t cpl;
     _Atomic uint32_t exit_request; /* non-zero: translated code leaves at the next safe point */
-    _Atomic uint32_t inbox_flag; /* another vCPU posted something (code invalidation, page protection) */
-    uint64_t saved[16];  /* true guest values of registers lent out as scratch */
+    _Atomic uint32_t inbox_flag;   /* another vCPU posted something (code invalidation, page protection) */
+    uint64_t saved[16];            /* true guest values of registers lent out as scratch */
     uint64_t tmp[8];
     uint64_t host_rsp;
-    uint64_t host_pc;    /* where to enter translated code */
-    uint64_t exit_info;  /* what the exit is about: a block exit, a memory site, ... */
-    uint64_t jump_mix;   /* counts TLB flushes */
+    uint64_t host_pc;   /* where to enter translated code */
+    uint64_t exit_info; /* what the exit is about: a block exit, a memory site, ... */
+    uint64_t jump_mix;  /* counts TLB flushes */
     struct cpu_segment seg[SEG_COUNT];
     uint64_t tsc_offset;
     uint8_t bounce[128] __attribute__((aligned(64)));
@@ -191,21 +212,21 @@ struct soft_cpu {
     struct cpu_segment tr, ldtr;
     struct cpu_table gdt, idt;
     uint64_t cr0, cr2, cr3, cr4, efer, xcr0;
-    uint64_t pdpte[4];   /* PAE paging: loaded at MOV CR3 (SDM vol. 3 4.4.1) */
+    uint64_t pdpte[4]; /* PAE paging: loaded at MOV CR3 (SDM vol. 3 4.4.1) */
     uint64_t dr[8];
     uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
-    unsigned vcpus;      /* of the VM (topology in CPUID) and the TSC's frequency: set before soft_cpuid_init() */
+    unsigned vcpus; /* of the VM (topology in CPUID) and the TSC's frequency: set before soft_cpuid_init() */
     uint64_t tsc_khz;
     struct {
-        uint64_t system_msr; /* KVM's clock: where the guest wants it */
+        uint64_t system_msr;             /* KVM's clock: where the guest wants it */
         uint64_t tsc_base, wall_base_ns; /* host TSC and UTC at the VM's creation, the same on all vCPUs */
         uint32_t version;
     } pvclock;
     struct soft_cpuid cpuid;
     struct soft_msr msr;
-    uint32_t mode;       /* translation mode key, made by soft_update_mode() (run.c) */
-    uint8_t mmu_idx;     /* enum soft_mmu_idx for data accesses at the current CPL/AC; kept by soft_update_mode() */
+    uint32_t mode;   /* translation mode key, made by soft_update_mode() (run.c) */
+    uint8_t mmu_idx; /* enum soft_mmu_idx for data accesses at the current CPL/AC; kept by soft_update_mode() */
     bool halted, nmi_blocked;
     struct soft_exception exc;
     struct vcpu_exit *exit;
@@ -213,49 +234,61 @@ struct soft_cpu {
     /* I/O that the VMM carries out: a read leaves with SOFT_EXIT and RIP unchanged; when the instruction is
      * executed again the data is here. Writes leave after they are complete. See soft_io.c. */
     struct {
-        bool have;       /* a completed read is waiting in `data` */
+        bool have; /* a completed read is waiting in `data` */
         bool is_mmio;
-        uint64_t addr;   /* GPA or port */
+        uint64_t addr; /* GPA or port */
         uint32_t len;
-        uint32_t next;   /* replay position: reads of one instruction are replayed in order */
+        uint32_t next; /* replay position: reads of one instruction are replayed in order */
         uint32_t count;
-        struct { uint64_t addr; uint8_t len; uint8_t data[8]; } replay[SOFT_IO_PIECES];
+        struct {
+            uint64_t addr;
+            uint8_t len;
+            uint8_t data[8];
+        } replay[SOFT_IO_PIECES];
         /* MMIO writes of the current instruction, in order. The run loop turns each into a VCPU_EXIT_MMIO once the instruction
          * has retired (SOFT_OK, SOFT_EXIT for a write, or SOFT_RESTART), and forgets them when it faulted or waits for a read. */
         uint32_t writes;
-        struct { uint64_t addr; uint8_t len; uint8_t data[8]; } write[SOFT_IO_PIECES];
+        struct {
+            uint64_t addr;
+            uint8_t len;
+            uint8_t data[8];
+        } write[SOFT_IO_PIECES];
         uint8_t pio[1024];
         uint32_t pio_len;
     } io;
 
-    uint64_t late_db;    /* those of an instruction that left with an exit or cast a MOV SS shadow: the trap comes later */
-    bool no_step_trap;   /* the instruction entered a handler and TF was cleared on the way: no single-step trap after it */
+    uint64_t late_db; /* those of an instruction that left with an exit or cast a MOV SS shadow: the trap comes later */
+    bool
+        no_step_trap; /* the instruction entered a handler and TF was cleared on the way: no single-step trap after it */
     uint64_t pending_db; /* DR6 bits of data breakpoints hit by the current instruction: a #DB trap is due after it */
     /* What the TLBs hold, so that a flush costs in proportion to use (tlb.c). One bit per entry; an entry is in one of the two maps. */
     struct {
         uint64_t local[MMU_IDX_COUNT][TLB_SIZE / 64];
         uint64_t global[MMU_IDX_COUNT][TLB_SIZE / 64];
         uint64_t large_4m[16], large_1g; /* Bloom filters of the large pages that have entries, by GVA */
-        uint32_t used;               /* bit per mmu index: something was filled since its site slots were cleared */
-        uint64_t evicted[MMU_IDX_COUNT][16]; /* Bloom filters of pages that lost their entry to another page: sites may still hold them */
-        uint64_t walk_epoch;         /* changes with every flush: ends all of walk[] */
-        struct soft_walk_slot {      /* paging-structure cache: where the page table of a 2 MiB region is (SDM vol. 3 4.10.3) */
-            uint64_t tag;            /* GVA >> 21 with walk_epoch in the upper bits; 0: empty */
-            uint64_t gpa;            /* of the page table */
+        uint32_t used;                   /* bit per mmu index: something was filled since its site slots were cleared */
+        uint64_t
+            evicted[MMU_IDX_COUNT]
+                   [16]; /* Bloom filters of pages that lost their entry to another page: sites may still hold them */
+        uint64_t walk_epoch; /* changes with every flush: ends all of walk[] */
+        struct
+            soft_walk_slot { /* paging-structure cache: where the page table of a 2 MiB region is (SDM vol. 3 4.10.3) */
+            uint64_t tag;    /* GVA >> 21 with walk_epoch in the upper bits; 0: empty */
+            uint64_t gpa;    /* of the page table */
             const uint8_t *host;
-            uint64_t rights, nx;     /* of the levels above */
+            uint64_t rights, nx; /* of the levels above */
         } walk[SOFT_WALK_SLOTS];
     } track;
 
     const struct vcpu_irq_port *port;
     struct soft_engine *engine;
     unsigned id;
-    bool fpu_live;       /* the guest's FPU state is in the host registers (else in xsave[]) */
-    _Atomic uint32_t in_run; /* between the start and the end of run(): it may hold TLB entries in use */
-    _Atomic uint32_t kick_request;  /* run() must return VCPU_EXIT_KICKED */
-    uint64_t stat[32];   /* enum soft_stat in run.c */
-    uint8_t *xsave;      /* 64-aligned, host XSAVE standard format */
-    struct soft_private *priv; /* code cache, block tables: translate.c and friends */
+    bool fpu_live;                 /* the guest's FPU state is in the host registers (else in xsave[]) */
+    _Atomic uint32_t in_run;       /* between the start and the end of run(): it may hold TLB entries in use */
+    _Atomic uint32_t kick_request; /* run() must return VCPU_EXIT_KICKED */
+    uint64_t stat[32];             /* enum soft_stat in run.c */
+    uint8_t *xsave;                /* 64-aligned, host XSAVE standard format */
+    struct soft_private *priv;     /* code cache, block tables: translate.c and friends */
 };
 
 /* ---- small utilities (header-only, no libc) ---- */
@@ -275,7 +308,10 @@ static inline uint64_t soft_get_rflags(const struct soft_cpu *cpu)
 /* Sets every bit; calls soft_update_mode() itself when AC/TF changed. (run.c) */
 void soft_set_rflags(struct soft_cpu *cpu, uint64_t v);
 
-static inline bool soft_long_mode(const struct soft_cpu *cpu) { return cpu->efer & EFER_LMA; }
+static inline bool soft_long_mode(const struct soft_cpu *cpu)
+{
+    return cpu->efer & EFER_LMA;
+}
 static inline bool soft_code64(const struct soft_cpu *cpu)
 {
     return soft_long_mode(cpu) && (cpu->seg[SEG_CS].attr & SEG_ATTR_L);
@@ -329,14 +365,17 @@ struct mmu_result {
 /* Walks CR3 for one access with the permissions of `mmu_idx`; sets A (and D for writes) atomically. SOFT_OK or SOFT_FAULT with #PF registered.
  * Handles no paging, 32-bit (PSE), PAE and 4-level paging, NX, WP, SMEP, SMAP, reserved bits. `probe`: no
  * exception registered, no D bit set; just SOFT_FAULT. */
-enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, bool probe, struct mmu_result *r);
+enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, bool probe,
+                           struct mmu_result *r);
 /* Looks up or fills the TLB for one access that stays in a page. On SOFT_OK *host is the HVA, or NULL when the page
  * is no RAM, (for writes) holds translated code, or is watched by a data breakpoint: then *gpa tells where it is and the caller goes through soft_load/soft_store. */
-enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx, uint8_t **host, gpa_t *gpa);
-void soft_tlb_init(struct soft_cpu *cpu);             /* a new vCPU: everything empty; needed once before any other use */
-void soft_tlb_flush_all(struct soft_cpu *cpu);        /* also global entries; needed after any change of CR0.PG/WP, CR4, EFER.NXE, DR0-3, DR7 */
-void soft_tlb_flush_nonglobal(struct soft_cpu *cpu);  /* MOV CR3 */
-void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a);  /* INVLPG */
+enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx,
+                                 uint8_t **host, gpa_t *gpa);
+void soft_tlb_init(struct soft_cpu *cpu); /* a new vCPU: everything empty; needed once before any other use */
+void soft_tlb_flush_all(
+    struct soft_cpu *cpu); /* also global entries; needed after any change of CR0.PG/WP, CR4, EFER.NXE, DR0-3, DR7 */
+void soft_tlb_flush_nonglobal(struct soft_cpu *cpu);     /* MOV CR3 */
+void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a); /* INVLPG */
 /* Something beside the TLB (fetches) depends on a large page at `a`: INVLPG anywhere in it must end that, too. Called by soft_walk(). */
 void soft_tlb_note_large(struct soft_cpu *cpu, uint64_t a, uint32_t page_size);
 /* Makes writes to this guest page take the slow path in this vCPU's TLBs (it holds code now). */
@@ -374,7 +413,8 @@ void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t 
 /* ---- segment.c: addressing with segments, segment loads, far transfers ---- */
 /* Linear address of `off` in segment `seg` for an access of `len` bytes: base added, truncated to the mode's width, canonical/limit/type checks
  * (#GP/#SS). In 64-bit mode only FS/GS have a base. */
-enum soft_result soft_linear(struct soft_cpu *cpu, enum cpu_seg seg, uint64_t off, uint32_t len, enum soft_access acc, uint64_t *linear);
+enum soft_result soft_linear(struct soft_cpu *cpu, enum cpu_seg seg, uint64_t off, uint32_t len, enum soft_access acc,
+                             uint64_t *linear);
 /* Effective address (offset) of the instruction's memory operand, truncated to addr_size. */
 uint64_t soft_effective_address(const struct soft_cpu *cpu, const struct insn *in);
 enum soft_result soft_load_segment(struct soft_cpu *cpu, enum cpu_seg seg, uint16_t selector);
@@ -403,7 +443,8 @@ void soft_cpuid_init(struct soft_cpu *cpu);
 void soft_msr_reset(struct soft_cpu *cpu);
 
 /* ---- run.c ---- */
-void soft_update_mode(struct soft_cpu *cpu); /* after any change of CR0/CR4/EFER/CS/SS/DS/ES/CPL/AC/TF/XCR0/DR7/paging */
+void soft_update_mode(
+    struct soft_cpu *cpu); /* after any change of CR0/CR4/EFER/CS/SS/DS/ES/CPL/AC/TF/XCR0/DR7/paging */
 /* Saves the guest's FPU state to cpu->xsave and gives the host a clean one (when live). */
 void soft_fpu_park(struct soft_cpu *cpu);
 /* Puts the guest's FPU state into the host registers (when not live). */
