@@ -33,12 +33,24 @@ static bool __attribute__((noinline)) host_condition(unsigned cc, uint64_t fl)
     uint8_t v = 0;
     __asm__ volatile("sub $256, %%rsp" ::: "memory"); /* past the red zone */
     switch (cc) {
+        /* clang-format off */
         HOST_CC(0, "o")
         HOST_CC(1, "no")
         HOST_CC(2, "b")
-        HOST_CC(3, "ae") HOST_CC(4, "e") HOST_CC(5, "ne") HOST_CC(6, "be") HOST_CC(7, "a") HOST_CC(8, "s")
-            HOST_CC(9, "ns") HOST_CC(10, "p") HOST_CC(11, "np") HOST_CC(12, "l") HOST_CC(13, "ge") HOST_CC(14, "le")
-                HOST_CC(15, "g")
+        HOST_CC(3, "ae")
+        HOST_CC(4, "e")
+        HOST_CC(5, "ne")
+        HOST_CC(6, "be")
+        HOST_CC(7, "a")
+        HOST_CC(8, "s")
+        HOST_CC(9, "ns")
+        HOST_CC(10, "p")
+        HOST_CC(11, "np")
+        HOST_CC(12, "l")
+        HOST_CC(13, "ge")
+        HOST_CC(14, "le")
+        HOST_CC(15, "g")
+        /* clang-format on */
     }
     __asm__ volatile("add $256, %%rsp" ::: "memory");
     return v;
