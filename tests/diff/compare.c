@@ -156,6 +156,9 @@ static uint64_t cr2_mask(const struct diff_case *c, const struct forms *f)
         case ZYDIS_MNEMONIC_XSAVE64:
         case ZYDIS_MNEMONIC_XRSTOR:
         case ZYDIS_MNEMONIC_XRSTOR64:
+        case ZYDIS_MNEMONIC_IRET:
+        case ZYDIS_MNEMONIC_IRETD:
+        case ZYDIS_MNEMONIC_IRETQ:
         case ZYDIS_MNEMONIC_CMPSB:
         case ZYDIS_MNEMONIC_CMPSW:
         case ZYDIS_MNEMONIC_CMPSD:
@@ -169,9 +172,6 @@ static uint64_t cr2_mask(const struct diff_case *c, const struct forms *f)
         case ZYDIS_MNEMONIC_FNSTENV:
         case ZYDIS_MNEMONIC_FLDENV:
         case ZYDIS_MNEMONIC_ENTER:
-        case ZYDIS_MNEMONIC_IRET:
-        case ZYDIS_MNEMONIC_IRETD:
-        case ZYDIS_MNEMONIC_IRETQ:
         case ZYDIS_MNEMONIC_POPA:
         case ZYDIS_MNEMONIC_POPAD:
         case ZYDIS_MNEMONIC_PUSHA:
@@ -253,6 +253,10 @@ static bool vendors_differ(const struct diff_case *c, const struct forms *f, con
         return true; /* INT1 among data that was jumped to: see forms.c */
     if (native->vector == VEC_GP && engine->vector == VEC_SS && same_rip && !native->error) return true;
     struct insn_code ic;
+    /* An operand that wraps at 4 GiB: a limit violation, or two accesses. */
+    if (c->mode != MODE_64 && native->vector == VEC_PF && same_rip && native->cr2 >= 0xffffff00u &&
+        (engine->vector == VEC_SS || engine->vector == VEC_GP))
+        return true;
     /* The limit of Linux's per-CPU segment is the CPU's number. */
     if (c->insns == 1 && case_mnemonic(c, f, 0) == ZYDIS_MNEMONIC_LSL && native->vector == VEC_BP &&
         engine->vector == VEC_BP)
@@ -287,7 +291,7 @@ static bool vendors_differ(const struct diff_case *c, const struct forms *f, con
         return same_rip && engine->vector == VEC_GP &&
                (native->vector == VEC_PF || native->vector == VEC_SS || native->vector == VEC_AC);
     case ZYDIS_MNEMONIC_POP:
-        return same_rip && native->vector == VEC_PF && ic.op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+        return native->vector == VEC_PF && ic.op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && /* how much it reads */
                ZydisRegisterGetClass(ic.op[0].reg.value) == ZYDIS_REGCLASS_SEGMENT;
     default: return false;
     }
