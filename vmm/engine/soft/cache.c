@@ -13,7 +13,7 @@
 uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size)
 {
     uint32_t at = p->meta_used;
-    size = (size + 31) & ~31u;
+    size = (size + 7) & ~7u;
     if (at + size > META_SIZE) return 0;
     p->meta_used = at + size;
     return at;
