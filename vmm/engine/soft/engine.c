@@ -279,7 +279,6 @@ static unsigned soft_stats(struct vcpu *v, struct engine_stat *s, unsigned max)
 {
     static const char *const names[ST_COUNT] = {
         [ST_BLOCKS] = "blocks translated",
-        [ST_GUEST_INSNS] = NULL,
         [ST_CACHE_FLUSH] = "code cache flushes",
         [ST_LINK] = "exits: branch not linked",
         [ST_LOOKUP] = "exits: indirect branch",

@@ -51,11 +51,6 @@ void soft_set_rflags(struct soft_cpu *cpu, uint64_t v)
 
 /* ---- coming back from translated code ---- */
 
-static void merge_flags(struct soft_cpu *cpu, uint64_t flags)
-{
-    cpu->rflags = (cpu->rflags & ~(uint64_t)(FL_ARITH | FL_DF)) | (flags & (FL_ARITH | FL_DF));
-}
-
 /* Registers lent out as scratch get their guest values back. */
 static void take_back(struct soft_cpu *cpu, uint16_t borrowed)
 {
@@ -71,7 +66,7 @@ static void precise_at_site(struct soft_cpu *cpu, const struct site *s)
         uint64_t rax = cpu->gpr[R_RAX];
         flags = (flags & FL_DF) | ((rax >> 8) & (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF)) | (rax & 1 ? FL_OF : 0);
     }
-    merge_flags(cpu, flags);
+    soft_take_flags(cpu, flags);
     take_back(cpu, s->borrowed);
     cpu->rip = b->rip + s->guest;
 }
@@ -132,7 +127,7 @@ static enum soft_result host_fault(struct soft_cpu *cpu)
         soft_copy(cpu->exit->fail, why, sizeof why);
         return SOFT_EXIT;
     }
-    merge_flags(cpu, cpu->tmp[1]);
+    soft_take_flags(cpu, cpu->tmp[1]);
     take_back(cpu, at->borrowed);
     cpu->rip = b->rip + at->guest;
     if (p->fault_trap == EXC_GP || p->fault_trap == EXC_AC || p->fault_trap == EXC_SS)
@@ -342,13 +337,13 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
         case HX_HOSTFAULT: return host_fault(cpu);
         case HX_SPECIAL: {
             const struct xinsn *x = meta_ptr(p, (uint32_t)cpu->exit_info);
-            merge_flags(cpu, cpu->tmp[1]);
+            soft_take_flags(cpu, cpu->tmp[1]);
             cpu->rip = x->in.rip;
             cpu->stat[ST_SPECIAL]++;
             return x->kind == XK_STEP ? step_one(cpu) : soft_exec_insn(cpu, x);
         }
         case HX_REQUEST:
-            merge_flags(cpu, cpu->tmp[1]);
+            soft_take_flags(cpu, cpu->tmp[1]);
             cpu->stat[ST_REQUEST]++;
             return SOFT_OK;
         case HX_LINK:
@@ -365,14 +360,14 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
             cpu->stat[ST_LOOKUP]++;
             if (!canonical(cpu->rip)) {
                 const struct branch *from = meta_ptr(p, (uint32_t)cpu->exit_info);
-                merge_flags(cpu, cpu->tmp[1]);
+                soft_take_flags(cpu, cpu->tmp[1]);
                 cpu->rip = from->rip;
                 cpu->gpr[R_RSP] += (uint64_t)(int64_t)from->rsp_back;
                 return soft_raise_err(cpu, EXC_GP, 0);
             }
             break;
         }
-        merge_flags(cpu, cpu->tmp[1]);
+        soft_take_flags(cpu, cpu->tmp[1]);
         if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) return SOFT_OK;
         struct block *b = soft_find_block(cpu, link ? link->extra_mode : 0, &r);
         if (!b) return r != SOFT_OK ? r : step_one(cpu);

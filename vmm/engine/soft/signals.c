@@ -28,9 +28,7 @@ static void on_fault(int sig, siginfo_t *si, void *uc_)
         uint64_t pc = (uint64_t)r[REG_RIP], code = (uint64_t)(uintptr_t)p->code;
         if (pc - code >= p->code_stubs_end && pc - code < CODE_CACHE_SIZE) {
             p->fault_pc = pc;
-            p->fault_sig = sig;
             p->fault_trap = (int)r[REG_TRAPNO];
-            p->fault_err = (uint64_t)r[REG_ERR];
             r[REG_RIP] = (greg_t)(code + p->stub_exit[HX_HOSTFAULT]);
             r[REG_EFL] &= ~(greg_t)FL_TF;
             return;

@@ -1,6 +1,6 @@
 /* Private header of the software CPU engine (same-ISA binary translator); see docs/design/0002-soft-engine.md.
  *
- * Rules for all of engine/soft/ but the files listed as "FPU-free exempt" in the Makefile:
+ * Rules for all of engine/soft/ but the files of SOFT_FPU_EXEMPT in mk/build.mk:
  *  - The guest's x87/SSE/AVX registers stay in the host's while C code runs. So these files are compiled with
  *    -mgeneral-regs-only and call nothing outside this folder (no libc, not even memcpy/memset: use soft_copy/
  *    soft_zero below) unless soft_fpu_park() was called before. `make lint` checks it with nm.
@@ -232,7 +232,7 @@ struct soft_cpu {
     struct vcpu_exit *exit;
 
     /* I/O that the VMM carries out: a read leaves with SOFT_EXIT and RIP unchanged; when the instruction is
-     * executed again the data is here. Writes leave after they are complete. See soft_io.c. */
+     * executed again the data is here. Writes leave after they are complete. See run.c. */
     struct {
         bool have; /* a completed read is waiting in `data` */
         bool is_mmio;
@@ -403,7 +403,7 @@ static inline enum soft_result soft_store_u64(struct soft_cpu *cpu, uint64_t a, 
 enum soft_result soft_load_sys(struct soft_cpu *cpu, uint64_t a, void *dst, uint32_t len);
 enum soft_result soft_store_sys(struct soft_cpu *cpu, uint64_t a, const void *src, uint32_t len);
 
-/* ---- block.c (translator side), called by mmu.c ---- */
+/* ---- cache.c (translator side), called by mmu.c ---- */
 /* The guest wrote RAM [a, a+len) that the page flags say holds translated code: drop what overlaps, on all vCPUs. Call after the write. */
 void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len);
 bool soft_page_has_code(struct soft_cpu *cpu, gpa_t page);

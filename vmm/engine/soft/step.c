@@ -26,11 +26,6 @@ static enum soft_result gate_fault(struct soft_cpu *cpu, uint8_t gate)
     }
 }
 
-static void merge_flags(struct soft_cpu *cpu)
-{
-    cpu->rflags = (cpu->rflags & ~(uint64_t)(FL_ARITH | FL_DF)) | (cpu->tmp[1] & (FL_ARITH | FL_DF));
-}
-
 enum soft_result soft_run_thunk(struct soft_cpu *cpu, const struct step_entry *e, void *operand)
 {
     uint64_t lent = e->scratch < 16 ? cpu->gpr[e->scratch] : 0;
@@ -39,7 +34,7 @@ enum soft_result soft_run_thunk(struct soft_cpu *cpu, const struct step_entry *e
     soft_fpu_resume(cpu);
     enum soft_host_exit hx = soft_enter(cpu, e->thunk);
     if (e->scratch < 16) cpu->gpr[e->scratch] = lent;
-    merge_flags(cpu);
+    soft_take_flags(cpu, cpu->tmp[1]);
     if (hx == HX_THUNK) return SOFT_OK;
     int trap = cpu->priv->fault_trap;
     if (trap == EXC_GP || trap == EXC_AC) return soft_raise_err(cpu, (uint8_t)trap, 0);

@@ -540,7 +540,7 @@ static bool ends_block(const struct xinsn *x, uint64_t rip)
     case XK_CALL_IND:
     case XK_SPECIAL:
     case XK_STEP: return true;
-    case XK_JCC: return x->in.rip + x->in.len + x->in.op[0].imm <= rip + 0 || (int64_t)x->in.op[0].imm < 0;
+    case XK_JCC: return x->in.rip + x->in.len + x->in.op[0].imm <= rip || (int64_t)x->in.op[0].imm < 0;
     default: return false;
     }
 }
@@ -698,7 +698,7 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
     if (t->failed || !t->b->map) return NULL;
     memcpy(meta_ptr(p, t->b->map), t->map, map_bytes);
     t->b->map_count = (uint16_t)t->maps;
-    /* room to overwrite the entry when the block dies: see soft_kill_block() */
+    /* room to overwrite the entry when the block dies: see kill_block() in cache.c */
     uint32_t end = (uint32_t)(t->e.p - p->code);
     if (end < t->b->host + 64) end = t->b->host + 64;
     t->b->host_end = end;

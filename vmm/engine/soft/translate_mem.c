@@ -242,7 +242,6 @@ static unsigned group_register(struct tr *t, const struct group *g)
 
 static void check_group(struct tr *t, unsigned i, struct group *g, unsigned s, bool merged)
 {
-    if (s == R_RSP) return;
     struct check c = {.s = s,
                       .ea = {g->base, g->index, g->scale, g->lo},
                       .seg = -1,

@@ -50,7 +50,6 @@ struct xinsn {
     uint8_t kind, gate, enc;
     uint8_t cc;                  /* JCC: condition code 0..15 */
     uint8_t modrm_off, tail_off; /* offsets in bytes[]: ModRM; first byte after ModRM/SIB/disp */
-    uint8_t mem_size_log;        /* unused */
     uint16_t mem_size;           /* bytes the memory operand covers */
     bool mem_read, mem_write;
     bool bit_string; /* BT/BTS/BTR/BTC mem, reg: address depends on the bit offset too */
@@ -127,7 +126,6 @@ struct site {
     uint16_t guest; /* offset of the guest instruction from block->rip */
     uint16_t borrowed;
     uint8_t flags, scratch;
-    uint32_t pad[2];
 };
 
 /* An indirect branch: what to undo when its target turns out to be no address (SDM vol. 2: then it faults itself). */
@@ -184,7 +182,7 @@ struct step_entry {
 };
 
 struct soft_private {
-    uint8_t *code; /* RWX-less? see cache.c: mapped RWX, private to this vCPU */
+    uint8_t *code; /* writable and executable, private to this vCPU: engine.c says why */
     uint32_t code_used, code_stubs_end;
     uint8_t *meta;
     uint32_t meta_used;
@@ -213,8 +211,7 @@ struct soft_private {
     uint32_t stub_exit[8];
     uint32_t stub_tlb[MMU_IDX_COUNT][2][16];
     uint64_t fault_pc; /* host pc of the last host fault */
-    int fault_sig, fault_trap;
-    uint64_t fault_err;
+    int fault_trap;    /* and its exception vector */
     struct soft_inbox inbox;
     uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out */
     struct tr *translator;                   /* working state of translate.c, made at first use */
@@ -240,7 +237,6 @@ struct soft_engine {
 
 enum soft_stat {
     ST_BLOCKS,
-    ST_GUEST_INSNS,
     ST_CACHE_FLUSH,
     ST_LINK,
     ST_LOOKUP,
@@ -312,6 +308,12 @@ uint32_t soft_fpu_host_mask(void);
 
 /* run.c */
 void soft_run_loop(struct soft_cpu *cpu, struct vcpu_exit *exit);
+
+/* The flags that translated code left with become the guest's; the other bits of RFLAGS stay. */
+static inline void soft_take_flags(struct soft_cpu *cpu, uint64_t flags)
+{
+    cpu->rflags = (cpu->rflags & ~(uint64_t)(FL_ARITH | FL_DF)) | (flags & (FL_ARITH | FL_DF));
+}
 
 static inline enum soft_host_exit soft_enter(struct soft_cpu *cpu, uint32_t host_off)
 {
