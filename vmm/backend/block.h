@@ -1,0 +1,84 @@
+/* Block back ends: what a disk controller (virtio-blk, AHCI, ...) asks, whoever does it (io_uring on a file or block device; a
+ * vhost-user-blk daemon). Requests are asynchronous; every accepted request completes exactly once.
+ *
+ * Threads: submit functions may be called from any thread; calls for one back end are serialised inside. Completions come on the event loop's
+ * thread (or, for errors found at once, still later on the loop's thread: never from inside a submit call). */
+#ifndef NACELLE_VMM_BLOCK_H
+#define NACELLE_VMM_BLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "common/error.h"
+
+struct event_loop;
+struct block;
+
+#define BLOCK_SECTOR 512u
+
+enum block_op { BLOCK_READ, BLOCK_WRITE, BLOCK_FLUSH, BLOCK_DISCARD, BLOCK_WRITE_ZEROES, BLOCK_OPS };
+
+enum block_cache {
+    BLOCK_CACHE_NONE,         /* O_DIRECT where the file allows it; flush = fdatasync */
+    BLOCK_CACHE_WRITEBACK,    /* host page cache; flush = fdatasync */
+    BLOCK_CACHE_WRITETHROUGH, /* every write is on stable storage when it completes */
+    BLOCK_CACHE_UNSAFE,       /* flushes do nothing: for scratch disks only */
+};
+
+/* Bytes per second and operations per second; 0 is "no limit". */
+struct block_limits {
+    uint64_t read_bps, write_bps, total_bps;
+    uint64_t read_iops, write_iops, total_iops;
+};
+
+struct block_config {
+    const char *path; /* file, block device, or nbd: URI */
+    bool readonly;
+    enum block_cache cache;
+    bool discard;       /* unmap on discard (default true by the option parser) */
+    const char *format; /* "raw", "qcow2", or NULL: probe; a raw image is never reinterpreted later */
+    struct block_limits limits;
+};
+
+struct block_info {
+    uint64_t size;           /* bytes, multiple of BLOCK_SECTOR */
+    uint32_t logical_block;  /* bytes: smallest request */
+    uint32_t physical_block; /* bytes: requests of at least this, aligned, are fast */
+    bool readonly, can_discard, can_write_zeroes, volatile_cache;
+    const char *format; /* static string */
+};
+
+struct block_stats {
+    uint64_t ops[BLOCK_OPS], bytes[BLOCK_OPS], errors, throttled_ns, bounced_bytes; /* copies for alignment */
+};
+
+/* One request. Owned by the caller, untouched by it between submit and done(). Offsets and lengths in bytes, multiples of
+ * BLOCK_SECTOR, checked here against the size (-EIO... see block.c). The iovec points into guest memory that stays mapped. */
+struct block_request {
+    enum block_op op;
+    uint64_t offset, length; /* length: sum of iov for READ/WRITE; 0 for FLUSH */
+    const struct iovec *iov;
+    unsigned iovs;
+    bool fua;                                          /* WRITE: stable before done */
+    bool may_unmap;                                    /* WRITE_ZEROES: holes are fine */
+    void (*done)(struct block_request *r, int result); /* 0 or negative errno */
+    uint64_t private_[8];                              /* the back end's own */
+};
+
+int block_open(const struct block_config *cfg, struct event_loop *loop, struct block **out, struct nerr *e);
+/* Waits for requests in flight. */
+void block_close(struct block *b);
+void block_info(const struct block *b, struct block_info *out);
+void block_submit(struct block *b, struct block_request *r);
+/* Several submits between plug and unplug go to the host in one system call. Nestable, per thread of the caller. */
+void block_plug(struct block *b);
+void block_unplug(struct block *b);
+/* Waits until nothing is in flight (reset, pause). */
+void block_drain(struct block *b);
+int block_resize(struct block *b, uint64_t size, struct nerr *e);
+int block_set_limits(struct block *b, const struct block_limits *l, struct nerr *e);
+void block_get_limits(const struct block *b, struct block_limits *l);
+void block_get_stats(const struct block *b, struct block_stats *s);
+
+#endif

@@ -1,0 +1,85 @@
+/* PCI: one root bus (0) of up to 32 slots, configuration by ECAM and by ports 0xcf8/0xcfc, BARs that the guest may move, INTx and
+ * MSI-X. A device describes itself with a struct pci_desc; everything in configuration space that is the same for all of them
+ * (command, BARs, capabilities list, MSI-X table) is kept here.
+ *
+ * Threads: functions are added before vCPUs run. Callbacks come on vCPU threads (any of them, several at once): each device locks itself.
+ * pci_msix_notify() and pci_intx_set() may be called from any thread, with the device's lock held. */
+#ifndef NACELLE_VMM_PCI_H
+#define NACELLE_VMM_PCI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "vmm/bus/bus.h"
+#include "vmm/memory/dma.h"
+
+struct irqchip;
+struct pci_bus;
+struct pci_function;
+
+#define PCI_SLOTS 32
+#define PCI_BARS 6
+
+enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 /* takes this and the next index */ };
+
+struct pci_bar {
+    enum pci_bar_kind kind;
+    bool prefetchable;
+    uint64_t size; /* bytes, a power of two: at least 4 (I/O) or 16 */
+};
+
+struct pci_ops {
+    /* Accesses to BARs: `off` is below the BAR's size and the access does not cross its end; size 1, 2, 4 (8 for memory). */
+    uint64_t (*bar_read)(void *dev, unsigned bar, uint64_t off, unsigned size);
+    void (*bar_write)(void *dev, unsigned bar, uint64_t off, unsigned size, uint64_t value);
+    /* A capability's bytes that pci_add_capability() made writable were written: [off, off + size) of configuration space. May be NULL. */
+    void (*config_written)(void *dev, unsigned off, unsigned size);
+    /* Bytes of a capability that are made when they are read (virtio's PCI configuration access window). May be NULL. */
+    void (*config_reading)(void *dev, unsigned off, unsigned size);
+    /* The guest moved or enabled a BAR (for ioeventfd and direct maps); `addr` is UINT64_MAX when it decodes nothing now. May be NULL. */
+    void (*bar_moved)(void *dev, unsigned bar, uint64_t addr);
+    /* Power-on state: machine reset, or a hot reset of the bus. */
+    void (*reset)(void *dev);
+};
+
+struct pci_desc {
+    const char *name; /* for messages and statistics; outlives the function */
+    uint16_t vendor, device, subsystem_vendor, subsystem;
+    uint32_t class_code; /* 24 bits: class, subclass, programming interface */
+    uint8_t revision;
+    bool intx;             /* has interrupt pin INTA# */
+    unsigned msix_vectors; /* 0: no MSI-X; else at most 2048, table and PBA in msix_bar */
+    unsigned msix_bar;     /* a memory BAR of its own, sized by the bus when bar[msix_bar].kind is PCI_BAR_NONE */
+    struct pci_bar bar[PCI_BARS];
+    const struct pci_ops *ops;
+    void *dev;
+};
+
+/* `slot` -1: the next free one. */
+int pci_add(struct pci_bus *b, int slot, const struct pci_desc *d, struct pci_function **out, struct nerr *e);
+/* Appends a capability (`body` without its two-byte header). Bits set in `writable` (same length, or NULL for none) may be written by the guest.
+ * Returns its offset in configuration space, 0 when there is no room. */
+unsigned pci_add_capability(struct pci_function *f, uint8_t id, const void *body, const void *writable, unsigned len);
+/* The function's configuration space as the guest reads it (4096 bytes), for capabilities with state. */
+uint8_t *pci_config(struct pci_function *f);
+
+bool pci_bus_master(const struct pci_function *f); /* may it reach memory and send MSIs? */
+bool pci_msix_enabled(const struct pci_function *f);
+/* Sends (or keeps pending while masked) vector n. Nothing while MSI-X is disabled. */
+void pci_msix_notify(struct pci_function *f, unsigned vector);
+void pci_intx_set(struct pci_function *f, bool level);
+/* Guest memory for this function's DMA. The function must check pci_bus_master() first. */
+const struct dma_space *pci_dma(const struct pci_function *f);
+
+struct pci_config {
+    struct bus *bus;
+    struct irqchip *irqchip;
+    struct dma_space dma;
+    uint64_t ram_size; /* bytes: the windows for BARs lie above it */
+};
+int pci_bus_create(const struct pci_config *cfg, struct pci_bus **out, struct nerr *e);
+void pci_bus_destroy(struct pci_bus *b); /* the functions' devices are destroyed by their owners, before */
+void pci_bus_reset(struct pci_bus *b);   /* every function's reset() too */
+
+#endif
