@@ -3,7 +3,7 @@
 #
 # Says which are missing and what for, installs them with apt-get (through sudo when not root), and asks
 # the archive for new package lists only when it has to. Silent and quick when everything is there.
-# Groups: build, test, lint, fetch (what tools/packages.sh and tools/initramfs.sh need), peer (QEMU).
+# Groups: build, test, lint, fetch (what tools/packages.sh and tools/initramfs.sh need), peer (QEMU), lab (what lab/run needs).
 set -euo pipefail
 
 declare -A why=(
@@ -31,8 +31,9 @@ group_packages() {
     test) echo libcmocka-dev nasm python3 acpica-tools ;;
     fetch) echo ca-certificates xz-utils ;;
     peer) echo qemu-system-x86 ;;
+    lab) echo gcc libc6-dev python3 qemu-system-x86 ca-certificates xz-utils ;;
     lint) echo clang clang-format clang-tidy shellcheck ;;
-    *) echo "tools/setup.sh: no group '$1'; there are build, test, fetch, peer, lint" >&2 && exit 2 ;;
+    *) echo "tools/setup.sh: no group '$1'; there are build, test, fetch, peer, lab, lint" >&2 && exit 2 ;;
     esac
 }
 
