@@ -12,6 +12,8 @@
 #include <stdio.h>
 
 #include "common/error.h"
+#include "vmm/backend/block.h"
+#include "vmm/backend/net.h"
 #include "vmm/engine/engine.h"
 
 struct event_loop;
@@ -46,6 +48,25 @@ struct machine_console {
     void (*room)(void *ctx);
 };
 
+#define MACHINE_MAX_DISKS 24
+#define MACHINE_MAX_NICS 8
+
+enum machine_disk_model { MACHINE_DISK_VIRTIO, MACHINE_DISK_AHCI };
+struct machine_disk {
+    struct block_config block;
+    enum machine_disk_model model;
+    char id[32];     /* unique among the machine's devices: "disk0" unless the user said */
+    char serial[21]; /* at most 20 printable characters; "": made of the id */
+};
+
+enum machine_nic_model { MACHINE_NIC_VIRTIO, MACHINE_NIC_E1000 };
+struct machine_nic {
+    struct net_config net;
+    enum machine_nic_model model;
+    char id[32];    /* "net0" unless the user said */
+    uint8_t mac[6]; /* all zeros: made of the machine's name and the NIC's number */
+};
+
 /* All strings are copied or used during machine_create() only, `name` excepted, which must outlive the machine. */
 struct machine_config {
     const char *name;   /* for messages and statistics; may be NULL */
@@ -58,6 +79,10 @@ struct machine_config {
     bool no_reboot;
     int debug_exit_port; /* 0..0xffff, or MACHINE_NO_DEBUG_EXIT */
     struct machine_console console;
+    const struct machine_disk *disks; /* copied; the files are opened by machine_create() */
+    unsigned ndisks;                  /* 0..MACHINE_MAX_DISKS */
+    const struct machine_nic *nics;   /* copied */
+    unsigned nnics;                   /* 0..MACHINE_MAX_NICS */
 };
 
 /* Checks the configuration, loads the kernel, then creates everything. A failure leaves nothing behind. */
