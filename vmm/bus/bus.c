@@ -90,3 +90,13 @@ void bus_write(const struct bus *b, enum bus_space space, uint64_t addr, unsigne
         if (r && r->handler->write) r->handler->write(r->dev, addr + i - r->base, 1, value >> (i * 8) & 0xff);
     }
 }
+
+int bus_ioeventfd_add(struct bus *b, const struct bus_ioeventfd *io)
+{
+    return b->eventfd.add ? b->eventfd.add(b->eventfd.ctx, io) : -ENOTSUP;
+}
+
+void bus_ioeventfd_remove(struct bus *b, const struct bus_ioeventfd *io)
+{
+    if (b->eventfd.remove) b->eventfd.remove(b->eventfd.ctx, io);
+}

@@ -4,6 +4,7 @@
 #ifndef NACELLE_VMM_BUS_H
 #define NACELLE_VMM_BUS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/error.h"
@@ -24,9 +25,25 @@ struct bus_region {
     const char *name;
 };
 
+/* A write that signals an eventfd (a doorbell). */
+struct bus_ioeventfd {
+    enum bus_space space;
+    uint64_t addr;
+    unsigned len; /* of the access in bytes: 1, 2, 4, 8 */
+    bool any;     /* whatever is written, else only `value` */
+    uint64_t value;
+    int fd; /* the caller's, who removes it here before closing it */
+};
+
 struct bus {
     struct bus_region region[2][BUS_MAX_REGIONS]; /* sorted by base */
     unsigned regions[2];
+    /* The engine's, set by the machine; NULL where writes always exit. */
+    struct {
+        void *ctx;
+        int (*add)(void *ctx, const struct bus_ioeventfd *io);
+        void (*remove)(void *ctx, const struct bus_ioeventfd *io);
+    } eventfd;
 };
 
 /* Refuses overlaps and overflow with a message. */
@@ -34,5 +51,10 @@ int bus_add(struct bus *b, enum bus_space space, uint64_t base, uint64_t size, c
             const char *name, struct nerr *e);
 uint64_t bus_read(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size);
 void bus_write(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size, uint64_t value);
+
+/* Any thread. Lets such writes signal the fd without an exit, where the engine can. Negative (-ENOTSUP, -ENOSPC, ...): it can't, and the
+ * writes arrive at the region's handler as before; so a device always handles them there, too. */
+int bus_ioeventfd_add(struct bus *b, const struct bus_ioeventfd *io);
+void bus_ioeventfd_remove(struct bus *b, const struct bus_ioeventfd *io); /* with what was added */
 
 #endif

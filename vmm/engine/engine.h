@@ -11,6 +11,7 @@
 
 #include "common/addr.h"
 #include "common/error.h"
+#include "vmm/engine/irq_state.h"
 #include "vmm/memory/memory.h"
 
 struct engine; /* one VM's CPU engine, private to the engine */
@@ -72,6 +73,7 @@ enum vcpu_exit_kind {
     VCPU_EXIT_SHUTDOWN, /* triple fault */
     VCPU_EXIT_FAIL,     /* the engine itself failed; `fail` says why */
     VCPU_EXIT_PAUSE,    /* contention: PAUSE spun long enough that yielding the host CPU pays */
+    VCPU_EXIT_RESET,    /* the boot processor got an INIT: the machine starts anew */
 };
 
 struct vcpu_exit {
@@ -120,8 +122,36 @@ struct engine_stat {
     uint64_t value;
 };
 
+/* Interrupt controllers of an engine's own (LAPICs, IOAPIC, 8259s), which then stand in for those of vmm/irq. HLT, INIT and SIPI happen
+ * inside run() of such an engine: all vCPUs enter it from the start, those that wait for a SIPI too. Any thread. */
+struct engine_irq_ops {
+    void (*set_line)(struct engine *g, unsigned gsi, bool level);
+    void (*msi)(struct engine *g, uint64_t addr, uint32_t data);
+    /* Signals of the eventfd `fd` send this message from now on; once more for the same fd changes the message. The caller keeps the fd. */
+    int (*irqfd_add)(struct engine *g, int fd, uint64_t addr, uint32_t data, struct nerr *e);
+    void (*irqfd_remove)(struct engine *g, int fd);
+    /* The rest only while no vCPU is in run(). */
+    int (*reset)(struct engine *g, struct nerr *e); /* power-on of all controllers and all vCPUs */
+    int (*get_chips)(struct engine *g, struct irq_chips_state *s, struct nerr *e);
+    int (*set_chips)(struct engine *g, const struct irq_chips_state *s, struct nerr *e);
+    int (*get_lapic)(struct engine *g, unsigned vcpu, struct irq_lapic_state *s, struct nerr *e);
+    int (*set_lapic)(struct engine *g, unsigned vcpu, const struct irq_lapic_state *s, struct nerr *e);
+};
+
+/* A guest write that signals an eventfd instead of becoming an exit. */
+struct engine_ioeventfd {
+    bool port;    /* `addr` is a port, else a GPA */
+    bool any;     /* whatever is written, else only `value` */
+    unsigned len; /* of the access in bytes: 1, 2, 4, 8 */
+    uint64_t addr, value;
+    int fd; /* the caller's */
+};
+
 struct engine_ops {
     const char *name;
+    /* Whether this host offers what the engine needs, in less than 20 ms: 0, or what is missing and what to do. `speed`: also whether
+     * guest code runs as fast as it should. NULL: it runs everywhere. */
+    int (*probe)(bool speed, struct nerr *e);
     int (*create)(const struct engine_config *cfg, struct engine **out, struct nerr *e);
     void (*destroy)(struct engine *g);
     /* `id` is also the APIC id. The port outlives the vCPU. The new vCPU is in the reset state. */
@@ -137,8 +167,21 @@ struct engine_ops {
     unsigned (*stats)(struct vcpu *v, struct engine_stat *s, unsigned max);
     /* Host memory of the VMM's own changed under the guest (device DMA into code): [a, a+len) was written. */
     void (*memory_written)(struct engine *g, gpa_t a, uint64_t len);
+    /* ---- optional: NULL where the engine has nothing of the kind ---- */
+    const struct engine_irq_ops *irq;
+    /* Any thread. Negative: not possible (-EEXIST, -ENOSPC, ...), the writes go on as exits. */
+    int (*ioeventfd_add)(struct engine *g, const struct engine_ioeventfd *io);
+    void (*ioeventfd_remove)(struct engine *g, const struct engine_ioeventfd *io);
+    /* Nanoseconds of the paravirtual clock (guests count them from the start of the VM). No vCPU is in run(). */
+    int (*get_clock)(struct engine *g, uint64_t *ns);
+    int (*set_clock)(struct engine *g, uint64_t ns);
+    /* Pages written by the guest and by memory_written() since the last collection, while tracking is on. fn gets runs of whole pages;
+     * a page that is written while it is being collected is reported now or next time. Any one thread at a time. */
+    int (*dirty_track)(struct engine *g, bool on, struct nerr *e);
+    int (*dirty_collect)(struct engine *g, void (*fn)(void *ctx, gpa_t a, uint64_t len), void *ctx, struct nerr *e);
 };
 
+extern const struct engine_ops engine_kvm;
 extern const struct engine_ops engine_soft;
 extern const struct engine_ops engine_fake;
 

@@ -118,14 +118,24 @@ uint32_t lapic_timer_current(struct lapic *l);
 void lapic_timer_set_deadline(struct lapic *l, uint64_t tsc);
 uint64_t lapic_timer_deadline(struct lapic *l);
 void lapic_timer_set_tsc_offset(struct lapic *l, uint64_t tsc_offset);
+struct lapic_timer_state {
+    uint32_t lvt, initial, current, divide;
+    uint64_t deadline;
+};
+void lapic_timer_restore(struct lapic *l, const struct lapic_timer_state *s);
 
 /* lapic_reg.c */
+extern const uint32_t lapic_lvt_writable[LVT_COUNT];
+extern const uint64_t lapic_address_mask; /* where IA32_APIC_BASE may point */
 uint32_t lapic_mmio_read(struct lapic *l, uint32_t off, struct irq_kick *k);
 void lapic_mmio_write(struct lapic *l, uint32_t off, uint32_t value, struct irq_kick *k);
 bool lapic_msr_read(struct lapic *l, uint32_t msr, uint64_t *value, struct irq_kick *k);
 bool lapic_msr_write(struct lapic *l, uint32_t msr, uint64_t value, struct irq_kick *k);
 
 /* ---- IOAPIC ---- */
+#define RTE_REMOTE_IRR (1ull << 14)
+#define RTE_LEVEL (1ull << 15)
+#define RTE_WRITABLE 0xff0000000001afffull
 struct ioapic {
     struct irqchip *chip;
     pthread_mutex_t lock; /* guards all below */
@@ -137,6 +147,8 @@ void ioapic_init(struct ioapic *a, struct irqchip *c);
 void ioapic_fini(struct ioapic *a);
 void ioapic_reset(struct ioapic *a); /* wired levels stay */
 void ioapic_set_line(struct ioapic *a, unsigned pin, bool level, struct irq_kick *k);
+void ioapic_service(struct ioapic *a, unsigned pin,
+                    struct irq_kick *k); /* with a->lock held: sends the pin's message */
 void ioapic_eoi(struct ioapic *a, uint8_t vector, struct irq_kick *k);
 int ioapic_attach(struct ioapic *a, struct bus *b, struct nerr *e);
 
@@ -158,11 +170,38 @@ void pic_fini(struct pic *p);
 void pic_reset(struct pic *p, struct irq_kick *k);
 void pic_set_line(struct pic *p, unsigned irq, bool level, struct irq_kick *k);
 int pic_acknowledge(struct pic *p, struct irq_kick *k); /* vector, or -1 when INTR is low */
+void pic_update(struct pic *p, struct irq_kick *k);     /* with p->lock held: recomputes INTR */
 int pic_attach(struct pic *p, struct bus *b, struct nerr *e);
+
+/* ---- eventfds that send messages (irqfd.c), for controllers in user space ---- */
+struct irqfd {
+    struct irqfd
+        *next; /* entries are used again, and freed with the chip only: a callback may still be on its way to one */
+    struct irqchip *chip;
+    int fd; /* -1: free */
+    uint64_t addr;
+    uint32_t data;
+};
+void irqfd_init(struct irqchip *c);
+void irqfd_fini(struct irqchip *c);
+int irqfd_add(struct irqchip *c, int fd, uint64_t addr, uint32_t data, struct nerr *e);
+void irqfd_remove(struct irqchip *c, int fd);
+
+/* ---- state (state.c) ---- */
+void lapic_get_state(struct lapic *l, struct irq_lapic_state *s);
+void lapic_set_state(struct lapic *l, const struct irq_lapic_state *s, struct irq_kick *k); /* checked before */
+void ioapic_get_state(struct ioapic *a, struct irq_ioapic_state *s);
+void ioapic_set_state(struct ioapic *a, const struct irq_ioapic_state *s, struct irq_kick *k);
+void pic_get_state(struct pic *p, struct irq_pic_state s[2]);
+void pic_set_state(struct pic *p, const struct irq_pic_state s[2], struct irq_kick *k);
 
 /* ---- glue ---- */
 struct irqchip {
     struct irqchip_host host;
+    const struct engine_irq_ops *inside; /* the engine's own controllers, or NULL: all below works */
+    struct engine *engine;
+    pthread_mutex_t irqfd_lock; /* guards irqfd; taken before any other of the chip's */
+    struct irqfd *irqfd;
     struct event_loop *loop;
     unsigned vcpus;
     atomic_uint lowest_next; /* where the search for the lowest priority begins, so that equals take turns */

@@ -4,15 +4,12 @@
 #define IOAPIC_BASE 0xfec00000u
 #define IOAPIC_VERSION (0x20u | (IRQ_LINES - 1) << 16)
 
-/* Redirection entry */
+/* Redirection entry (more in chip.h) */
 #define RTE_LOGICAL (1ull << 11)
-#define RTE_REMOTE_IRR (1ull << 14)
-#define RTE_LEVEL (1ull << 15)
 #define RTE_MASKED (1ull << 16)
-#define RTE_WRITABLE 0xff0000000001afffull
 
 /* Sends the pin's message. Level-triggered: only while no earlier one waits for its EOI. With a->lock held. */
-static void service(struct ioapic *a, unsigned pin, struct irq_kick *k)
+void ioapic_service(struct ioapic *a, unsigned pin, struct irq_kick *k)
 {
     uint64_t e = a->redir[pin];
     if (e & RTE_MASKED || (e & RTE_LEVEL && e & RTE_REMOTE_IRR)) return;
@@ -36,7 +33,7 @@ void ioapic_set_line(struct ioapic *a, unsigned pin, bool level, struct irq_kick
         a->lines |= 1u << pin;
     else
         a->lines &= ~(1u << pin);
-    if (level && (!was || a->redir[pin] & RTE_LEVEL)) service(a, pin, k);
+    if (level && (!was || a->redir[pin] & RTE_LEVEL)) ioapic_service(a, pin, k);
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -45,7 +42,7 @@ static void end_of_interrupt(struct ioapic *a, unsigned pin, uint8_t vector, str
     uint64_t e = a->redir[pin];
     if ((uint8_t)e != vector || !(e & RTE_LEVEL) || !(e & RTE_REMOTE_IRR)) return;
     a->redir[pin] &= ~RTE_REMOTE_IRR;
-    if (a->lines >> pin & 1) service(a, pin, k);
+    if (a->lines >> pin & 1) ioapic_service(a, pin, k);
 }
 
 void ioapic_eoi(struct ioapic *a, uint8_t vector, struct irq_kick *k)
@@ -77,7 +74,7 @@ static void redir_write(struct ioapic *a, unsigned pin, bool high, uint32_t v, s
     /* Software clears a stuck remote IRR by making the pin edge-triggered for a moment. */
     if (!(e & RTE_LEVEL)) e &= ~RTE_REMOTE_IRR;
     a->redir[pin] = e;
-    if (e & RTE_LEVEL && a->lines >> pin & 1) service(a, pin, k);
+    if (e & RTE_LEVEL && a->lines >> pin & 1) ioapic_service(a, pin, k);
 }
 
 static void reg_write(struct ioapic *a, uint32_t v, struct irq_kick *k)

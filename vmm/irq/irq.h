@@ -1,5 +1,6 @@
-/* Interrupt controllers in user space, for engines without an in-kernel irqchip: one LAPIC (xAPIC and x2APIC) per
- * vCPU, an IOAPIC, the two 8259 PICs, MSI routing. All functions may be called from any thread. */
+/* Interrupt controllers: one LAPIC (xAPIC and x2APIC) per vCPU, an IOAPIC, the two 8259 PICs, MSI routing. Devices see only
+ * this header; whether the controllers live here or inside the engine is settled by irqchip_use_engine(). All functions may be called
+ * from any thread unless they say otherwise. */
 #ifndef NACELLE_VMM_IRQ_H
 #define NACELLE_VMM_IRQ_H
 
@@ -9,8 +10,6 @@
 #include "common/error.h"
 #include "vmm/bus/bus.h"
 #include "vmm/engine/engine.h"
-
-#define IRQ_LINES 24 /* GSIs 0..23 are the IOAPIC's pins; 0..15 also the PICs' (ISA IRQ 0 = GSI 2) */
 
 struct irqchip;
 struct event_loop; /* common/event.h */
@@ -26,6 +25,8 @@ struct irqchip_host {
 int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip_host *host, struct irqchip **out,
                    struct nerr *e);
 void irqchip_destroy(struct irqchip *c);
+/* From now on the engine's own controllers do the work, if it has any. Once, before irqchip_attach() and anything that follows. */
+void irqchip_use_engine(struct irqchip *c, const struct engine_ops *ops, struct engine *g);
 int irqchip_attach(struct irqchip *c, struct bus *b, struct nerr *e); /* PIC ports, IOAPIC at 0xfec00000, LAPIC MMIO */
 /* LAPIC MMIO (0xfee00000) needs to know which vCPU accesses it: the vCPU's thread says so once. */
 void irqchip_set_current_vcpu(unsigned vcpu);
@@ -35,8 +36,20 @@ const struct vcpu_irq_port *irqchip_port(struct irqchip *c, unsigned vcpu);
 void irqchip_set_line(struct irqchip *c, unsigned gsi, bool level);
 /* MSI: address/data as a PCI function writes them. */
 void irqchip_msi(struct irqchip *c, uint64_t addr, uint32_t data);
+/* Signals of the eventfd `fd` send this message from now on, without the caller (a vhost or VFIO device, or a thread of ours). Once more for the
+ * same fd changes the message. The fd stays the caller's, who removes it here before closing it. */
+int irqchip_irqfd_add(struct irqchip *c, int fd, uint64_t addr, uint32_t data, struct nerr *e);
+void irqchip_irqfd_remove(struct irqchip *c, int fd);
+/* Power-on. vCPUs don't run. */
 void irqchip_reset(struct irqchip *c);
 /* INIT of one LAPIC (all registers but the id). */
 void irqchip_reset_lapic(struct irqchip *c, unsigned vcpu);
+
+/* State out and in, while no vCPU runs. What is set may come from a hostile stream: it is checked, never trusted. A LAPIC's timer goes on with
+ * what was left of it. In this order: each vCPU (for its TSC offset), its LAPIC, at last the chips. */
+int irqchip_get_chips(struct irqchip *c, struct irq_chips_state *s, struct nerr *e);
+int irqchip_set_chips(struct irqchip *c, const struct irq_chips_state *s, struct nerr *e);
+int irqchip_get_lapic(struct irqchip *c, unsigned vcpu, struct irq_lapic_state *s, struct nerr *e);
+int irqchip_set_lapic(struct irqchip *c, unsigned vcpu, const struct irq_lapic_state *s, struct nerr *e);
 
 #endif

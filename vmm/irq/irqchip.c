@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "common/log.h"
 #include "vmm/irq/chip.h"
 
 /* The guest may move a LAPIC's page (IA32_APIC_BASE) within this window; the bus is fixed, so all of it is ours. */
@@ -51,6 +52,10 @@ bool irq_deliver(struct irqchip *c, const struct irq_message *m, unsigned except
 void irqchip_set_line(struct irqchip *c, unsigned gsi, bool level)
 {
     if (gsi >= IRQ_LINES) return;
+    if (c->inside) {
+        c->inside->set_line(c->engine, gsi, level);
+        return;
+    }
     struct irq_kick k = {0};
     /* ISA IRQ 0, the PIT, is wired to pin 2 of the IOAPIC; the 8259s' own pin 2 is their cascade. */
     if (gsi == 2)
@@ -65,6 +70,10 @@ void irqchip_set_line(struct irqchip *c, unsigned gsi, bool level)
 void irqchip_msi(struct irqchip *c, uint64_t addr, uint32_t data)
 {
     if (addr >> 20 != 0xfee) return;
+    if (c->inside) {
+        c->inside->msi(c->engine, addr, data);
+        return;
+    }
     struct irq_kick k = {0};
     struct irq_message m = {
         .dest = addr >> 12 & 0xff,
@@ -76,6 +85,22 @@ void irqchip_msi(struct irqchip *c, uint64_t addr, uint32_t data)
     if (m.level && !(data >> 14 & 1)) return; /* a level's de-assertion */
     irq_deliver(c, &m, ENGINE_MAX_VCPUS, &k);
     irq_kick_run(c, &k);
+}
+
+int irqchip_irqfd_add(struct irqchip *c, int fd, uint64_t addr, uint32_t data, struct nerr *e)
+{
+    if (addr >> 20 != 0xfee)
+        return nerr_set(e, -EINVAL, "irqfd: 0x%llx is no address of a message-signalled interrupt",
+                        (unsigned long long)addr);
+    return c->inside ? c->inside->irqfd_add(c->engine, fd, addr, data, e) : irqfd_add(c, fd, addr, data, e);
+}
+
+void irqchip_irqfd_remove(struct irqchip *c, int fd)
+{
+    if (c->inside)
+        c->inside->irqfd_remove(c->engine, fd);
+    else
+        irqfd_remove(c, fd);
 }
 
 /* ---- LAPIC MMIO ---- */
@@ -118,8 +143,15 @@ static void lapic_window_write(void *dev, uint64_t off, unsigned size, uint64_t 
 
 static const struct bus_handler lapic_window = {lapic_window_read, lapic_window_write};
 
+void irqchip_use_engine(struct irqchip *c, const struct engine_ops *ops, struct engine *g)
+{
+    c->inside = ops->irq;
+    c->engine = g;
+}
+
 int irqchip_attach(struct irqchip *c, struct bus *b, struct nerr *e)
 {
+    if (c->inside) return 0; /* their registers never reach the bus */
     int r = pic_attach(&c->pic, b, e);
     if (!r) r = ioapic_attach(&c->ioapic, b, e);
     if (!r) r = bus_add(b, BUS_MMIO, LAPIC_WINDOW_BASE, LAPIC_WINDOW_SIZE, &lapic_window, c, "lapic", e);
@@ -141,6 +173,7 @@ int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip
     for (unsigned i = 0; i < vcpus; i++) lapic_init(&c->lapic[i], c, i);
     ioapic_init(&c->ioapic, c);
     pic_init(&c->pic, c);
+    irqfd_init(c);
     *out = c;
     return 0;
 }
@@ -148,6 +181,7 @@ int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip
 void irqchip_destroy(struct irqchip *c)
 {
     if (!c) return;
+    irqfd_fini(c);
     for (unsigned i = 0; i < c->vcpus; i++) lapic_fini(&c->lapic[i]);
     pic_fini(&c->pic);
     ioapic_fini(&c->ioapic);
@@ -162,6 +196,11 @@ const struct vcpu_irq_port *irqchip_port(struct irqchip *c, unsigned vcpu)
 void irqchip_reset(struct irqchip *c)
 {
     struct irq_kick k = {0};
+    struct nerr e;
+    if (c->inside) {
+        if (c->inside->reset(c->engine, &e)) nc_error("%s", e.text);
+        return;
+    }
     ioapic_reset(&c->ioapic);
     pic_reset(&c->pic, &k);
     for (unsigned i = 0; i < c->vcpus; i++) lapic_power_on(&c->lapic[i]);
@@ -170,5 +209,5 @@ void irqchip_reset(struct irqchip *c)
 
 void irqchip_reset_lapic(struct irqchip *c, unsigned vcpu)
 {
-    if (vcpu < c->vcpus) lapic_reset(&c->lapic[vcpu]);
+    if (vcpu < c->vcpus && !c->inside) lapic_reset(&c->lapic[vcpu]);
 }

@@ -38,7 +38,7 @@ enum {
 #define ICR_BUSY (1u << 12)
 
 /* Writable bits; the read-only ones (delivery status 12, remote IRR 14) are ignored, the rest is reserved. */
-static const uint32_t lvt_writable[LVT_COUNT] = {
+const uint32_t lapic_lvt_writable[LVT_COUNT] = {
     [LVT_TIMER] = 0x700ff, [LVT_THERMAL] = 0x107ff, [LVT_PERF] = 0x107ff,
     [LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff,   [LVT_ERROR] = 0x100ff,
 };
@@ -136,7 +136,7 @@ static void write_svr(struct lapic *l, uint32_t v)
 
 static void write_lvt(struct lapic *l, enum lapic_lvt n, uint32_t v)
 {
-    v &= lvt_writable[n];
+    v &= lapic_lvt_writable[n];
     if (!(atomic_load(&l->svr) & SVR_ENABLE)) v |= LVT_MASKED;
     if (n == LVT_TIMER)
         lapic_timer_set_lvt(l, v);
@@ -262,7 +262,7 @@ static uint64_t x2apic_writable(uint32_t reg)
     case REG_SELF_IPI: return 0xff;
     default:
         if (reg >= REG_LVT && reg <= REG_LVT_LAST)
-            return lvt_writable[(reg - REG_LVT) / 16] | lvt_readonly[(reg - REG_LVT) / 16];
+            return lapic_lvt_writable[(reg - REG_LVT) / 16] | lvt_readonly[(reg - REG_LVT) / 16];
         return 0;
     }
 }
@@ -298,7 +298,7 @@ static bool x2apic_write(struct lapic *l, uint32_t reg, uint64_t v, struct irq_k
 
 /* The physical address width that the engines' CPUID tells the guest (SOFT_PHYS_BITS in the soft one). */
 #define GUEST_PHYS_BITS 46
-#define ADDRESS_MASK ((1ull << GUEST_PHYS_BITS) - 1)
+const uint64_t lapic_address_mask = ((1ull << GUEST_PHYS_BITS) - 1) & ~0xfffull;
 
 /* SDM vol. 3 10.12.5 and figure 10-27: which mode may follow which. */
 static bool mode_change_legal(uint64_t from, uint64_t to)
@@ -313,7 +313,7 @@ static bool mode_change_legal(uint64_t from, uint64_t to)
 static bool write_base(struct lapic *l, uint64_t v, struct irq_kick *k)
 {
     const uint64_t modes = APIC_BASE_EN | APIC_BASE_EXTD;
-    if (v & ~(ADDRESS_MASK & ~0xfffull) & ~(modes | APIC_BASE_BSP)) return false;
+    if (v & ~lapic_address_mask & ~(modes | APIC_BASE_BSP)) return false;
     pthread_mutex_lock(&l->lock);
     uint64_t old = atomic_load(&l->base);
     bool ok = mode_change_legal(old, v);

@@ -192,3 +192,19 @@ void lapic_timer_set_tsc_offset(struct lapic *l, uint64_t tsc_offset)
     l->tsc_offset = tsc_offset;
     if (l->deadline) arm(l, clock_mono_ns());
 }
+
+/* What was left of the count is left of it now: time stood still in between. A TSC deadline is absolute. */
+void lapic_timer_restore(struct lapic *l, const struct lapic_timer_state *s)
+{
+    uint64_t now = clock_mono_ns();
+    l->lvt[LVT_TIMER] = s->lvt;
+    l->divide = s->divide & 0xb;
+    l->initial = s->initial;
+    uint32_t left = s->current < s->initial ? s->current : s->initial;
+    l->counting = left != 0 && mode(l) != LVT_TIMER_DEADLINE;
+    uint64_t done = l->counting ? clock_muldiv(period_ns(l), l->initial - left, l->initial) : 0;
+    l->start = done < now ? now - done : 0;
+    l->deadline = mode(l) == LVT_TIMER_DEADLINE ? s->deadline : 0;
+    l->due = 0;
+    arm(l, now);
+}

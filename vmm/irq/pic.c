@@ -47,7 +47,7 @@ static void chip_set_line(struct i8259 *s, unsigned line, bool level)
 }
 
 /* Carries the slave's output to the master and the master's to the CPU. With p->lock held. */
-static void update(struct pic *p, struct irq_kick *k)
+void pic_update(struct pic *p, struct irq_kick *k)
 {
     /* The cascade input follows the slave's output, like a level, whatever ELCR says. */
     if (requested(&p->i8259[1]) >= 0)
@@ -63,7 +63,7 @@ void pic_set_line(struct pic *p, unsigned irq, bool level, struct irq_kick *k)
 {
     pthread_mutex_lock(&p->lock);
     chip_set_line(&p->i8259[irq >> 3 & 1], irq & 7, level);
-    update(p, k);
+    pic_update(p, k);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -94,7 +94,7 @@ int pic_acknowledge(struct pic *p, struct irq_kick *k)
         chip_acknowledge(master, (unsigned)line);
         vector = master->icw2 + line;
     }
-    update(p, k);
+    pic_update(p, k);
     pthread_mutex_unlock(&p->lock);
     return vector;
 }
@@ -185,7 +185,7 @@ static uint64_t port_read(struct pic *p, unsigned chip, uint64_t off)
     pthread_mutex_lock(&p->lock);
     struct i8259 *s = &p->i8259[chip];
     uint8_t v = s->poll ? read_poll(s) : off == 1 ? s->imr : s->read_isr ? s->isr : s->irr;
-    update(p, &k);
+    pic_update(p, &k);
     pthread_mutex_unlock(&p->lock);
     irq_kick_run(p->chip, &k);
     return v;
@@ -204,7 +204,7 @@ static void port_write(struct pic *p, unsigned chip, uint64_t off, uint8_t v)
         write_ocw3(s, v);
     else
         write_ocw2(s, v);
-    update(p, &k);
+    pic_update(p, &k);
     pthread_mutex_unlock(&p->lock);
     irq_kick_run(p->chip, &k);
 }
@@ -276,7 +276,7 @@ void pic_reset(struct pic *p, struct irq_kick *k)
         p->i8259[i].imr = i ? 0xf7 : 0xfb;
         p->i8259[i].icw2 = i ? 0x70 : 0x08;
     }
-    update(p, k);
+    pic_update(p, k);
     pthread_mutex_unlock(&p->lock);
 }
 

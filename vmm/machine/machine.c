@@ -105,6 +105,7 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
     if (!m->loop) return -ENOMEM;
     struct irqchip_host host = {.ctx = m, .interrupt = on_interrupt, .init = on_init, .sipi = on_sipi};
     int r = irqchip_create(m->cpus, m->loop, &host, &m->irqchip, e);
+    if (!r) irqchip_use_engine(m->irqchip, m->ops, m->engine);
     if (!r) r = irqchip_attach(m->irqchip, &m->bus, e);
     if (r) return r;
     struct platform_config p = {
@@ -125,16 +126,50 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
     return platform_create(&p, &m->platform, e);
 }
 
-static int create_vcpus(struct machine *m, struct nerr *e)
+static int add_ioeventfd(void *ctx, const struct bus_ioeventfd *io)
+{
+    struct machine *m = ctx;
+    struct engine_ioeventfd x = {.port = io->space == BUS_PIO,
+                                 .any = io->any,
+                                 .len = io->len,
+                                 .addr = io->addr,
+                                 .value = io->value,
+                                 .fd = io->fd};
+    return m->ops->ioeventfd_add(m->engine, &x);
+}
+
+static void remove_ioeventfd(void *ctx, const struct bus_ioeventfd *io)
+{
+    struct machine *m = ctx;
+    struct engine_ioeventfd x = {.port = io->space == BUS_PIO,
+                                 .any = io->any,
+                                 .len = io->len,
+                                 .addr = io->addr,
+                                 .value = io->value,
+                                 .fd = io->fd};
+    m->ops->ioeventfd_remove(m->engine, &x);
+}
+
+static int create_engine(struct machine *m, struct nerr *e)
 {
     struct engine_config cfg = {.memory = &m->memory, .vcpus = m->cpus};
-    int r = m->ops->create(&cfg, &m->engine, e);
+    if (m->ops->ioeventfd_add) {
+        m->bus.eventfd.ctx = m;
+        m->bus.eventfd.add = add_ioeventfd;
+        m->bus.eventfd.remove = remove_ioeventfd;
+    }
+    return m->ops->create(&cfg, &m->engine, e);
+}
+
+static int create_vcpus(struct machine *m, struct nerr *e)
+{
+    int r = 0;
     for (unsigned i = 0; i < m->cpus && !r; i++) {
         struct machine_vcpu *v = calloc(1, sizeof(*v));
         if (!v) return nerr_set(e, -ENOMEM, "machine: out of memory");
         v->machine = m;
         v->id = i;
-        v->wait_sipi = i != 0;
+        v->wait_sipi = machine_waits_for_sipi(m, i);
         v->load_boot_state = i == 0;
         r = m->ops->vcpu_create(m->engine, i, irqchip_port(m->irqchip, i), &v->engine_vcpu, e);
         if (r)
@@ -162,6 +197,7 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
     atomic_init(&m->want, WANT_RUN);
     atomic_init(&m->state, MACHINE_CREATED);
     r = create_memory(m, cfg, e);
+    if (!r) r = create_engine(m, e);
     if (!r) r = create_devices(m, cfg, e);
     if (!r) r = create_vcpus(m, e);
     if (r) {
@@ -241,7 +277,7 @@ static void do_reset(void *ctx)
     forget_code(m);
     for (unsigned i = 0; i < m->cpus; i++) {
         atomic_store(&m->vcpu[i]->signals, 0);
-        m->vcpu[i]->wait_sipi = i != 0;
+        m->vcpu[i]->wait_sipi = machine_waits_for_sipi(m, i);
         m->vcpu[i]->load_boot_state = i == 0;
     }
     m->resets++;

@@ -21,7 +21,7 @@ enum wake_word { WAKE_NONE = 0, WAKE_NOTIFIED = 1, WAKE_SLEEPING = 2 };
 #define SIGNAL_SIPI 0x2u
 #define SIGNAL_VECTOR_SHIFT 8
 
-#define EXIT_KINDS (VCPU_EXIT_PAUSE + 1)
+#define EXIT_KINDS (VCPU_EXIT_RESET + 1)
 #define MACHINE_MAX_ENGINE_STATS 64
 
 struct machine_vcpu {
@@ -77,6 +77,12 @@ struct machine {
     uint64_t resets;
     uint64_t output_bytes; /* taken by the console; loop's thread */
 };
+
+/* At power-on. An engine with controllers of its own keeps its application processors waiting by itself. */
+static inline bool machine_waits_for_sipi(const struct machine *m, unsigned vcpu)
+{
+    return vcpu != 0 && !m->ops->irq;
+}
 
 /* machine.c: a vCPU parked. Called with the lock held. */
 void machine_reset_if_parked(struct machine *m);

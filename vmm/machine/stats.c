@@ -10,8 +10,10 @@
 #include "vmm/machine/machine_internal.h"
 
 static const char *const exit_name[EXIT_KINDS] = {
-    [VCPU_EXIT_KICKED] = "kicked",     [VCPU_EXIT_IO] = "io",     [VCPU_EXIT_MMIO] = "mmio",   [VCPU_EXIT_HLT] = "hlt",
-    [VCPU_EXIT_SHUTDOWN] = "shutdown", [VCPU_EXIT_FAIL] = "fail", [VCPU_EXIT_PAUSE] = "pause",
+    [VCPU_EXIT_KICKED] = "kicked",     [VCPU_EXIT_IO] = "io",
+    [VCPU_EXIT_MMIO] = "mmio",         [VCPU_EXIT_HLT] = "hlt",
+    [VCPU_EXIT_SHUTDOWN] = "shutdown", [VCPU_EXIT_FAIL] = "fail",
+    [VCPU_EXIT_PAUSE] = "pause",       [VCPU_EXIT_RESET] = "reset",
 };
 
 static double seconds(const struct machine *m)

@@ -213,6 +213,7 @@ static void dispatch(struct machine_vcpu *v)
     case VCPU_EXIT_HLT: sleep_until_woken(v); break;
     case VCPU_EXIT_PAUSE: sched_yield(); break;
     case VCPU_EXIT_SHUTDOWN: triple_fault(v); break;
+    case VCPU_EXIT_RESET: machine_reset(v->machine); break;
     case VCPU_EXIT_FAIL: engine_failed(v, v->exit.fail); break;
     default: engine_failed(v, "unknown exit"); break;
     }
