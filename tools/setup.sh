@@ -3,7 +3,7 @@
 #
 # Says which are missing and what for, installs them with apt-get (through sudo when not root), and asks
 # the archive for new package lists only when it has to. Silent and quick when everything is there.
-# Groups: build, test, lint, fetch (what tools/packages.sh and tools/initramfs.sh need), peer (QEMU), lab (what lab/run needs).
+# Groups: build, test, lint, fetch (what tools/packages.sh and tools/initramfs.sh need), image (tools/image.sh), peer (QEMU), lab (what lab/run needs).
 set -euo pipefail
 
 declare -A why=(
@@ -23,6 +23,10 @@ declare -A why=(
     [clang-format]="lint: layout"
     [clang-tidy]="lint: static checks"
     [shellcheck]="lint: shell scripts"
+    [mmdebstrap]="the Debian disk image"
+    [e2fsprogs]="the disk image's file system"
+    [fakeroot]="the disk image's file owners, when not root"
+    [openssh-client]="the disk image's keys, and the way into the guest"
     [ca-certificates]="package downloads"
     [xz-utils]="unpacking of Debian packages"
 )
@@ -33,8 +37,9 @@ group_packages() {
     fetch) echo ca-certificates xz-utils ;;
     peer) echo qemu-system-x86 ;;
     lab) echo gcc libc6-dev python3 qemu-system-x86 ca-certificates xz-utils ;;
+    image) echo mmdebstrap e2fsprogs fakeroot openssh-client ;;
     lint) echo clang clang-format clang-tidy shellcheck ;;
-    *) echo "tools/setup.sh: no group '$1'; there are build, test, fetch, peer, lab, lint" >&2 && exit 2 ;;
+    *) echo "tools/setup.sh: no group '$1'; there are build, test, fetch, image, peer, lab, lint" >&2 && exit 2 ;;
     esac
 }
 
