@@ -8,6 +8,7 @@ MIB = 1 << 20
 MAX_CPUS = 64
 MAX_NODES = 8
 MIN_NODE_MIB = 256
+NVME_FUNCTIONS = 4
 
 
 def size_mib(text):
@@ -107,7 +108,7 @@ def devices(options, directory):
         image = os.path.join(directory, "nvme.img")
         with open(image, "wb") as f:
             f.truncate(64 * MIB)
-        n = options.nvme_sriov
+        n = NVME_FUNCTIONS
         argv += ["-device", "pcie-root-port,id=nvme-port,slot=1", "-device", "nvme-subsys,id=nvme-subsystem",
                  "-device", f"nvme,id=nvme,serial=lab,bus=nvme-port,subsys=nvme-subsystem,sriov_max_vfs={n},"
                             f"max_ioqpairs={n * 2 + 2},msix_qsize={n * 2 + 3},sriov_vq_flexible={n * 2},sriov_vi_flexible={n}",

@@ -9,11 +9,11 @@ RUN_TESTS = BUILD=$(BUILD) NACELLE_BUILD=$(BUILD) tests/run.sh
 -include $(wildcard tests/*/*.mk)
 
 
-.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff bench fuzz
+.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-lab bench fuzz
 programs: kernels
 
 setup:
-	$(Q)$(SETUP) build test fetch peer
+	$(Q)$(SETUP) build test fetch peer lab
 
 demo:
 	$(Q)$(SETUP) build fetch
@@ -21,19 +21,19 @@ demo:
 	$(Q)NACELLE=$(BUILD)/nacelle tools/demo.sh
 
 test:
-	$(Q)$(SETUP) build test fetch peer
+	$(Q)$(SETUP) build test fetch peer lab
 	$(Q)$(MAKE) -s $(JOBS) nacelle unit programs
 	$(Q)NACELLE=$(BUILD)/nacelle $(RUN_TESTS) $(UNIT_BIN)
 
 # Longer than a session at the desk: all of Debian's user land, bigger workloads, longer clocks.
 test-long:
-	$(Q)$(SETUP) build test fetch peer
+	$(Q)$(SETUP) build test fetch peer lab
 	$(Q)$(MAKE) -s $(JOBS) nacelle unit programs
 	$(Q)NACELLE=$(BUILD)/nacelle $(RUN_TESTS) --long $(UNIT_BIN)
 
-# Single groups, for work on them: make test-guest, test-kernels, test-diff.
-test-guest test-kernels test-diff:
-	$(Q)$(SETUP) build test fetch peer
+# Single groups, for work on them: make test-guest, test-kernels, test-diff, test-lab.
+test-guest test-kernels test-diff test-lab:
+	$(Q)$(SETUP) build test fetch peer lab
 	$(Q)$(MAKE) -s $(JOBS) nacelle programs
 	$(Q)NACELLE=$(BUILD)/nacelle NACELLE_ONLY=$(@:test-%=%) $(RUN_TESTS)
 

@@ -1,0 +1,36 @@
+#!/bin/bash
+# The lab's tests: first lab/run itself, then every script of tests/lab/box/ inside a box.
+#
+# A script's lines near its start say what it needs: "# lab: OPTIONS" (of lab/run) and "# limit: SECONDS" (60). Scripts with the same
+# options share one box, one after the other. A script passes by exit status 0 and is skipped by 77, or
+# prints its own lines "PASS name", "FAIL name", "SKIP name". NACELLE_LAB_TESTS="NAME…" takes only these.
+cd "$(dirname "$0")/../.." || exit 1
+build=${NACELLE_BUILD:-build}
+only=" ${NACELLE_LAB_TESTS:-} "
+failed=0
+wanted() { [ "$only" = "  " ] || [[ $only == *" $1 "* ]]; }
+
+if wanted self; then tests/lab/self.sh || failed=1; fi
+
+declare -A boxes limits
+for script in tests/lab/box/*.sh; do
+    name=$(basename "$script" .sh)
+    wanted "$name" || continue
+    options=$(sed -n '1,12s/^# lab: *//p' "$script" | head -1)
+    limit=$(sed -n '1,12s/^# limit: *//p' "$script" | head -1)
+    boxes[$options]+=" $name:${limit:-60}"
+    limits[$options]=$((${limits[$options]:-60} + ${limit:-60}))
+done
+for options in "${!boxes[@]}"; do
+    # shellcheck disable=SC2086 # words on purpose
+    lab/run $options --timeout "${limits[$options]}" --env NACELLE --env NACELLE_BUILD="$build" --env NACELLE_LONG \
+        tests/lab/inside.sh ${boxes[$options]}
+    status=$?
+    if [ $status -ge 124 ]; then
+        echo "FAIL lab: the box '$options' with${boxes[$options]} (status $status)"
+        failed=1
+    elif [ $status != 0 ]; then
+        failed=1
+    fi
+done
+exit $failed
