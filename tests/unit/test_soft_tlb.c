@@ -73,8 +73,9 @@ static void test_not_ram(void **state)
 static void put_site(enum soft_mmu_idx idx, unsigned kind, unsigned i, uint64_t a)
 {
     struct site_slot *s = &rig.cpu->site[idx][kind][i];
-    *s = (struct site_slot){a & PAGE_MASK, 0};
-    rig.cpu->site_list[rig.cpu->sites_filled++] = (uint32_t)((uint8_t *)s - (uint8_t *)rig.cpu);
+    uint64_t page = a & PAGE_MASK, delta = entry(idx, a)->delta;
+    *s = (struct site_slot){page, i < SITE_COUNT / 2 ? delta : delta + page};
+    rig.cpu->site_list[idx][kind][rig.cpu->sites_filled[idx][kind]++] = (uint32_t)((uint8_t *)s - (uint8_t *)rig.cpu);
 }
 
 static void test_code_page(void **state)
@@ -200,6 +201,51 @@ static void test_flush_evicted(void **state)
     soft_tlb_flush_page(rig.cpu, GVA(a));
     assert_int_equal(rig.cpu->site[MMU_KERNEL][0][11].tag, TLB_INVALID);
     assert_true(cached(MMU_KERNEL, b));
+}
+
+/* INVLPG and MOV CR3 leave the slots of other pages alone. */
+static void test_sites_kept(void **state)
+{
+    (void)state;
+    for (uint64_t a = 0x5000; a < 0x9000; a += 0x1000) {
+        rig_map(a, a, RW | (a < 0x7000 ? RP_G : 0));
+        look(a, ACC_WRITE, MMU_KERNEL);
+        look(a, ACC_WRITE, MMU_USER);
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        put_site(MMU_KERNEL, 1, i, 0x5000 + i * 0x1000);
+        put_site(MMU_KERNEL, 0, SITE_COUNT - 1 - i, 0x5000 + i * 0x1000);
+    }
+    const struct site_slot(*s)[SITE_COUNT] = rig.cpu->site[MMU_KERNEL];
+    soft_tlb_flush_page(rig.cpu, GVA(0x6000));
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(s[1][i].tag, i == 1 ? TLB_INVALID : 0x5000 + i * 0x1000);
+        assert_int_equal(s[0][SITE_COUNT - 1 - i].tag, i == 1 ? TLB_INVALID : 0x5000 + i * 0x1000);
+    }
+    rig.code_page[0] = 0x8000; /* code now: only the slot for writes goes */
+    soft_tlb_protect_page(rig.cpu, GPA(0x8000));
+    assert_int_equal(s[1][3].tag, TLB_INVALID);
+    assert_int_equal(s[0][SITE_COUNT - 1 - 3].tag, 0x8000);
+    soft_tlb_flush_nonglobal(rig.cpu);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(s[1][i].tag, i == 0 ? 0x5000 : TLB_INVALID);
+        assert_int_equal(s[0][SITE_COUNT - 1 - i].tag, i == 0 ? 0x5000 : TLB_INVALID);
+    }
+    /* One that was filled while the page was not global yet, and another page was there: not the one that the TLB calls global. */
+    put_site(MMU_KERNEL, 0, 7, 0x5000);
+    rig.cpu->site[MMU_KERNEL][0][7].delta += 0x3000;
+    look(0x7000, ACC_READ, MMU_KERNEL);
+    soft_tlb_flush_nonglobal(rig.cpu);
+    assert_int_equal(s[0][7].tag, TLB_INVALID);
+    assert_int_equal(s[1][0].tag, 0x5000);
+    /* After many searches all go; what must go always goes. */
+    for (unsigned n = 0; n < 50; n++) {
+        uint64_t a = 0x5000 + n % 2 * 0x1000;
+        look(a, ACC_WRITE, MMU_KERNEL);
+        put_site(MMU_KERNEL, 1, 20, a);
+        soft_tlb_flush_page(rig.cpu, GVA(a));
+        assert_int_equal(s[1][20].tag, TLB_INVALID);
+    }
 }
 
 /* 4 MiB pages of 32-bit paging: both halves go. */
@@ -563,6 +609,7 @@ int main(void)
         T(test_flush_page),
         T(test_flush_large_page),
         T(test_flush_evicted),
+        T(test_sites_kept),
         T(test_flush_4m_page),
         T(test_flush_nonglobal),
         T(test_global_needs_pge),

@@ -203,8 +203,8 @@ struct soft_cpu {
     uint64_t tsc_offset;
     uint8_t bounce[128] __attribute__((aligned(64)));
     struct site_slot site[MMU_IDX_COUNT][2][SITE_COUNT];
-    uint32_t sites_filled;
-    uint32_t site_list[MMU_IDX_COUNT * 2 * SITE_COUNT]; /* offsets of filled slots in this struct, each once */
+    uint32_t sites_filled[MMU_IDX_COUNT][2];
+    uint32_t site_list[MMU_IDX_COUNT][2][SITE_COUNT]; /* offsets of the pool's filled slots in this struct, each once */
     struct tlb_entry tlb[MMU_IDX_COUNT][TLB_SIZE];
     struct jump_slot jump[MMU_IDX_COUNT][JUMP_CACHE_SIZE]; /* sparsely touched */
 
@@ -267,6 +267,8 @@ struct soft_cpu {
         uint64_t global[MMU_IDX_COUNT][TLB_SIZE / 64];
         uint64_t large_4m[16], large_1g; /* Bloom filters of the large pages that have entries, by GVA */
         uint32_t used;                   /* bit per mmu index: something was filled since its site slots were cleared */
+        uint32_t local_used;             /* the same for pages that are not global */
+        uint32_t site_searches[MMU_IDX_COUNT]; /* of its filled slots for one page, since they were cleared */
         uint64_t
             evicted[MMU_IDX_COUNT]
                    [16]; /* Bloom filters of pages that lost their entry to another page: sites may still hold them */

@@ -72,8 +72,8 @@ static void pick_three(unsigned s, uint8_t r[3])
         if (c != s && c != R_RSP) r[n++] = (uint8_t)c;
 }
 
-/* When the slot at offset s was empty: append it to the list of filled ones. Keeps all registers (tmp[7] is free here). */
-static void emit_note_filled(struct emitter *e, unsigned s, unsigned r)
+/* When the slot at offset s was empty: append it to its pool's list of filled ones. Keeps all registers (tmp[7] is free here). */
+static void emit_note_filled(struct emitter *e, unsigned pool, unsigned s, unsigned r)
 {
     struct host_mem tag_high = {(uint8_t)s, INSN_NOREG, 1, 4};
     e8(e, 0x65);
@@ -85,13 +85,15 @@ static void emit_note_filled(struct emitter *e, unsigned s, unsigned r)
     uint8_t *skip = e->p;
     e8(e, 0);
     emit_store_gs(e, GS_TMP(7), r);
-    emit_gs(e, 0, 0x8b, r, GS(sites_filled));
-    struct host_mem entry = {INSN_NOREG, (uint8_t)r, 4, (int32_t)GS(site_list)};
+    uint32_t filled = GS(sites_filled) + pool * (uint32_t)sizeof(uint32_t);
+    emit_gs(e, 0, 0x8b, r, filled);
+    struct host_mem entry = {INSN_NOREG, (uint8_t)r, 4,
+                             (int32_t)(GS(site_list) + pool * SITE_COUNT * (uint32_t)sizeof(uint32_t))};
     e8(e, 0x65);
     emit_rm32(e, 0x89, s, entry);
     struct host_mem one_more = {(uint8_t)r, INSN_NOREG, 1, 1};
     emit_rm32(e, 0x8d, r, one_more);
-    emit_gs(e, 0, 0x89, r, GS(sites_filled));
+    emit_gs(e, 0, 0x89, r, filled);
     emit_load_gs(e, r, GS_TMP(7));
     *skip = (uint8_t)(e->p - (skip + 1));
 }
@@ -149,7 +151,7 @@ static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsi
     struct host_mem slot = {r[0], INSN_NOREG, 1, offsetof(struct site, slot)};
     emit_store_gs(e, GS_TMP(6), s);
     emit_rm32(e, 0x8b, s, slot);
-    emit_note_filled(e, s, r[1]);
+    emit_note_filled(e, idx * 2 + write, s, r[1]);
     struct host_mem at_slot = {(uint8_t)s, INSN_NOREG, 1, 0};
     e8(e, 0x65);
     emit_rm(e, 0x89, r[1], at_slot); /* slot.tag = page */

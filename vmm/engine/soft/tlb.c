@@ -75,6 +75,7 @@ static void track(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, co
         *global &= ~bit;
     }
     cpu->track.used |= 1u << idx;
+    if (!r->global) cpu->track.local_used |= 1u << idx;
     if (r->page_size > PAGE_SIZE) soft_tlb_note_large(cpu, page, r->page_size);
 }
 
@@ -144,16 +145,83 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
     return SOFT_OK;
 }
 
-/* ---- flushing ---- */
+/* ---- flushing: site slots ---- */
 
-static void drop_sites(struct soft_cpu *cpu)
+/* Searching the filled slots for those of one page leaves the others to work on; dropping all costs that they are looked up again.
+ * After so many searches all go: if they are in use, that is what the searches together have cost; if not, the next ones are cheap. */
+#define SITE_SEARCHES 16u
+
+static void drop_sites(struct soft_cpu *cpu, unsigned idx)
 {
-    for (uint32_t i = 0; i < cpu->sites_filled; i++) {
-        struct site_slot *s = (struct site_slot *)((uint8_t *)cpu + cpu->site_list[i]);
-        s->tag = s->delta = TLB_INVALID;
+    for (unsigned write = 0; write < 2; write++) {
+        for (uint32_t i = 0; i < cpu->sites_filled[idx][write]; i++) {
+            struct site_slot *s = (struct site_slot *)((uint8_t *)cpu + cpu->site_list[idx][write][i]);
+            s->tag = s->delta = TLB_INVALID;
+        }
+        cpu->sites_filled[idx][write] = 0;
     }
-    cpu->sites_filled = 0;
+    cpu->track.site_searches[idx] = 0;
+    fill_words(cpu->track.evicted[idx], 0, sizeof(cpu->track.evicted[idx]) / 8);
 }
+
+/* The host's address of the page that a filled slot is about. */
+static uint64_t slot_host(const struct soft_cpu *cpu, unsigned idx, unsigned write, const struct site_slot *s)
+{
+    bool holds_page = (uint64_t)(s - cpu->site[idx][write]) >= SITE_COUNT / 2;
+    return holds_page ? s->delta : s->delta + s->tag;
+}
+
+static bool slot_in_region(const struct soft_cpu *cpu, unsigned idx, unsigned write, const struct site_slot *s,
+                           uint64_t a, unsigned shift)
+{
+    (void)cpu, (void)idx, (void)write;
+    return !((s->tag ^ a) >> shift);
+}
+
+/* Is it about anything else than a global page that the TLB holds as well? */
+static bool slot_not_global(const struct soft_cpu *cpu, unsigned idx, unsigned write, const struct site_slot *s,
+                            uint64_t a, unsigned shift)
+{
+    (void)a, (void)shift;
+    const struct tlb_entry *e = &cpu->tlb[idx][slot_of(s->tag)];
+    return (write ? e->tag_write : e->tag_read) != s->tag || !(e->gpa & TLB_GLOBAL) ||
+           slot_host(cpu, idx, write, s) != e->delta + s->tag;
+}
+
+static bool slot_on_host_page(const struct soft_cpu *cpu, unsigned idx, unsigned write, const struct site_slot *s,
+                              uint64_t a, unsigned shift)
+{
+    return !((slot_host(cpu, idx, write, s) ^ a) >> shift);
+}
+
+typedef bool slot_test(const struct soft_cpu *cpu, unsigned idx, unsigned write, const struct site_slot *s, uint64_t a,
+                       unsigned shift);
+
+/* Empties the slots of one pool that the test is true for. */
+static inline void drop_sites_if(struct soft_cpu *cpu, unsigned idx, unsigned write, slot_test *test, uint64_t a,
+                                 unsigned shift)
+{
+    uint32_t *list = cpu->site_list[idx][write], kept = 0;
+    for (uint32_t i = 0; i < cpu->sites_filled[idx][write]; i++) {
+        struct site_slot *s = (struct site_slot *)((uint8_t *)cpu + list[i]);
+        if (test(cpu, idx, write, s, a, shift))
+            s->tag = s->delta = TLB_INVALID;
+        else
+            list[kept++] = list[i];
+    }
+    cpu->sites_filled[idx][write] = kept;
+}
+
+static void drop_sites_in_region(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned shift)
+{
+    if (cpu->track.site_searches[idx]++ >= SITE_SEARCHES) {
+        drop_sites(cpu, idx);
+        return;
+    }
+    for (unsigned write = 0; write < 2; write++) drop_sites_if(cpu, idx, write, slot_in_region, a, shift);
+}
+
+/* ---- flushing: the hashed TLB ---- */
 
 /* Drops the entries named in one bitmap and empties it. */
 static void drop_mapped(struct tlb_entry *tlb, uint64_t *map)
@@ -181,13 +249,13 @@ void soft_tlb_init(struct soft_cpu *cpu)
 
 void soft_tlb_flush_all(struct soft_cpu *cpu)
 {
-    drop_sites(cpu);
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
         if (!(cpu->track.used & 1u << idx)) continue;
+        drop_sites(cpu, idx);
         drop_mapped(cpu->tlb[idx], cpu->track.local[idx]);
         drop_mapped(cpu->tlb[idx], cpu->track.global[idx]);
     }
-    cpu->track.used = 0;
+    cpu->track.used = cpu->track.local_used = 0;
     fill_words(cpu->track.large_4m, 0, sizeof(cpu->track.large_4m) / 8);
     cpu->track.large_1g = 0;
     cpu->jump_mix++;
@@ -197,12 +265,17 @@ void soft_tlb_flush_all(struct soft_cpu *cpu)
 
 void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
 {
-    drop_sites(cpu);
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
-        if (!(cpu->track.used & 1u << idx)) continue;
+        if (!(cpu->track.local_used & 1u << idx)) continue; /* a kernel's own pages are global, all of them */
+        if (any(cpu->track.global[idx])) {
+            for (unsigned write = 0; write < 2; write++) drop_sites_if(cpu, idx, write, slot_not_global, 0, 0);
+        } else {
+            drop_sites(cpu, idx);
+            cpu->track.used &= ~(1u << idx);
+        }
         drop_mapped(cpu->tlb[idx], cpu->track.local[idx]);
-        if (!any(cpu->track.global[idx])) cpu->track.used &= ~(1u << idx);
     }
+    cpu->track.local_used = 0;
     cpu->jump_mix++;
     cpu->track.walk_epoch++;
     soft_translation_flush(cpu, false, false, GVA(0));
@@ -252,7 +325,7 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
         shift = SHIFT_LARGE;
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
         if (!(cpu->track.used & 1u << idx)) continue;
-        if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v)) drop_sites(cpu);
+        if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v)) drop_sites_in_region(cpu, idx, a.v, shift);
         drop_region(cpu, idx, a.v, shift);
     }
     cpu->jump_mix++;
@@ -266,13 +339,13 @@ void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page)
     uint64_t host = (uint64_t)(uintptr_t)soft_ram(soft_memory(cpu), gpa, PAGE_SIZE, false);
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
         if (!host || !(cpu->track.used & 1u << idx)) continue;
+        drop_sites_if(cpu, idx, 1, slot_on_host_page, host, PAGE_SHIFT); /* they may outlive the entry they came from */
         for (unsigned w = 0; w < WORDS; w++)
             for (uint64_t bits = cpu->track.local[idx][w] | cpu->track.global[idx][w]; bits; bits &= bits - 1) {
                 struct tlb_entry *e = &cpu->tlb[idx][w * 64 + (unsigned)__builtin_ctzll(bits)];
                 if ((e->gpa & PAGE_MASK) == gpa) e->tag_write = TLB_INVALID;
             }
     }
-    drop_sites(cpu); /* a site may outlive the TLB entry it came from */
 }
 
 /* ---- accesses by C code ---- */
