@@ -14,6 +14,7 @@ declare -A why=(
     [libzydis-dev]="decoding of x86 instructions"
     [libcjson-dev]="JSON"
     [liburing-dev]="disk I/O by io_uring"
+    [libslirp-dev]="user networking"
     [libcmocka-dev]="unit tests"
     [nasm]="test kernels in assembly"
     [python3]="terminal tests"
@@ -32,7 +33,7 @@ declare -A why=(
 )
 group_packages() {
     case $1 in
-    build) echo gcc make libc6-dev binutils libzydis-dev libcjson-dev liburing-dev ;;
+    build) echo gcc make libc6-dev binutils libzydis-dev libcjson-dev liburing-dev libslirp-dev ;;
     test) echo libcmocka-dev nasm python3 acpica-tools ;;
     fetch) echo ca-certificates xz-utils ;;
     peer) echo qemu-system-x86 ;;

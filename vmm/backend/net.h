@@ -104,6 +104,8 @@ void net_info(const struct net *n, struct net_info *out);
 /* iov[0] is a struct net_header of the caller's own memory; the rest is the frame and may be the guest's memory. True: the frame was taken (or
  * dropped, as networks do). False: limited or full, try again after `writable` says so. */
 bool net_send(struct net *n, const struct iovec *iov, unsigned iovs);
+/* The last net_send() of a batch is over. After every batch, with the same locks as net_send(). */
+void net_send_end(struct net *n);
 /* Called (on the loop's thread, no lock held) when net_send() may succeed again. Before the first net_send(). */
 void net_on_writable(struct net *n, void (*fn)(void *ctx), void *ctx);
 /* The guest made room. Cheap when nothing waits; receive() comes later on the loop's thread. Any lock may be held. */

@@ -183,6 +183,13 @@ bool offload_checksum(const struct net_header *h, uint8_t *frame, size_t len)
     return true;
 }
 
+void offload_partial_checksum(uint8_t *frame, const struct offload_frame *f)
+{
+    if (!f->l4_len) return;
+    uint16_t seed = pseudo_sum(frame + f->l3, f->version, f->proto, f->end - f->l4);
+    store_sum(frame + f->l4 + checksum_offset(f->proto), seed);
+}
+
 static void ip4_checksum(uint8_t *ip, unsigned header)
 {
     store_sum(ip + 10, 0);

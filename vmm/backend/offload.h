@@ -45,6 +45,9 @@ uint16_t offload_sum(const void *data, size_t len, uint32_t sum);
 /* Does the checksum that `h` asks for. False when it asks for one outside the frame. */
 bool offload_checksum(const struct net_header *h, uint8_t *frame, size_t len);
 
+/* Puts the partial checksum under a TCP or UDP header that NET_HDR_NEEDS_CSUM stands for: that of the pseudo header alone. */
+void offload_partial_checksum(uint8_t *frame, const struct offload_frame *f);
+
 /* Raises the MSS that a TCP SYN announces to `mss` when it is lower. For a peer that may send larger segments, since we cut them. The
  * checksum is kept right (a partial one stays partial). */
 void offload_raise_mss(uint8_t *frame, const struct offload_frame *f, uint16_t mss, bool partial);
