@@ -41,7 +41,8 @@ static struct board *pm_board(void)
     struct board *t = calloc(1, sizeof *t);
     assert_non_null(t);
     t->b = bench_new();
-    struct pm_config c = {t->b->loop, bench_irq(t->b, SCI), power_off, reset, t};
+    struct pm_config c = {
+        .loop = t->b->loop, .sci = bench_irq(t->b, SCI), .power_off = power_off, .reset = reset, .ctx = t};
     assert_int_equal(pm_create(&c, &t->pm, &e), 0);
     assert_int_equal(pm_attach(t->pm, &t->b->bus, &e), 0);
     return t;

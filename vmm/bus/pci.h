@@ -1,9 +1,12 @@
-/* PCI: one root bus (0) of up to 32 slots, configuration by ECAM and by ports 0xcf8/0xcfc, BARs that the guest may move, INTx and
+/* PCI: one root bus (0) of up to 32 slots, configuration by ECAM and by ports 0xcf8/0xcfc, BARs that the guest may move, INTx, MSI and
  * MSI-X. A device describes itself with a struct pci_desc; everything in configuration space that is the same for all of them
- * (command, BARs, capabilities list, MSI-X table) is kept here.
+ * (command, BARs, capabilities list, MSI-X table, function level reset) is kept here. The host bridge in slot 0 is the bus's own.
  *
- * Threads: functions are added before vCPUs run. Callbacks come on vCPU threads (any of them, several at once): each device locks itself.
- * pci_msix_notify() and pci_intx_set() may be called from any thread, with the device's lock held. */
+ * Threads: functions are added before vCPUs run. BAR callbacks come on vCPU threads (any of them, several at once), with no lock held: each
+ * device locks itself. config_written, config_reading, bar_moved and reset come one at a time, with the bus's configuration lock held; they may take
+ * the device's lock. So nobody may access configuration space through the bus with a device's lock held, and nothing here does but for the guest.
+ * pci_msix_notify(), pci_msi_notify(), pci_intx_set(), pci_bus_master() and pci_msi*_enabled() may be called from any thread, with
+ * the device's lock held. */
 #ifndef NACELLE_VMM_PCI_H
 #define NACELLE_VMM_PCI_H
 
@@ -12,6 +15,7 @@
 
 #include "common/error.h"
 #include "vmm/bus/bus.h"
+#include "vmm/bus/device_stats.h"
 #include "vmm/memory/dma.h"
 
 struct irqchip;
@@ -39,16 +43,19 @@ struct pci_ops {
     void (*config_reading)(void *dev, unsigned off, unsigned size);
     /* The guest moved or enabled a BAR (for ioeventfd and direct maps); `addr` is UINT64_MAX when it decodes nothing now. May be NULL. */
     void (*bar_moved)(void *dev, unsigned bar, uint64_t addr);
-    /* Power-on state: machine reset, or a hot reset of the bus. */
+    /* Power-on state: machine reset, or a function level reset. When it returns, the device makes no more use of guest memory and of
+     * interrupts for what it was told before. */
     void (*reset)(void *dev);
 };
 
 struct pci_desc {
     const char *name; /* for messages and statistics; outlives the function */
+    const char *kind; /* static string for statistics ("ahci"), or NULL */
     uint16_t vendor, device, subsystem_vendor, subsystem;
     uint32_t class_code; /* 24 bits: class, subclass, programming interface */
     uint8_t revision;
     bool intx;             /* has interrupt pin INTA# */
+    bool msi;              /* one message-signalled interrupt without a table, for drivers that know no MSI-X */
     unsigned msix_vectors; /* 0: no MSI-X; else at most 2048, table and PBA in msix_bar */
     unsigned msix_bar;     /* a memory BAR of its own, sized by the bus when bar[msix_bar].kind is PCI_BAR_NONE */
     struct pci_bar bar[PCI_BARS];
@@ -68,18 +75,56 @@ bool pci_bus_master(const struct pci_function *f); /* may it reach memory and se
 bool pci_msix_enabled(const struct pci_function *f);
 /* Sends (or keeps pending while masked) vector n. Nothing while MSI-X is disabled. */
 void pci_msix_notify(struct pci_function *f, unsigned vector);
+bool pci_msi_enabled(const struct pci_function *f);
+void pci_msi_notify(struct pci_function *f); /* as pci_msix_notify() */
+/* The device's wish; what reaches the GSI is masked by the command register, and nothing while MSI or MSI-X is enabled. */
 void pci_intx_set(struct pci_function *f, bool level);
 /* Guest memory for this function's DMA. The function must check pci_bus_master() first. */
 const struct dma_space *pci_dma(const struct pci_function *f);
+/* The function's counters: the device counts all but `accesses` (to BARs) and `interrupts`. */
+struct device_stats *pci_stats(struct pci_function *f);
+
+/* Where the bus sits in the guest's address spaces: also what ACPI tells. Sizes in bytes. */
+struct pci_layout {
+    uint64_t ecam_base, ecam_size;
+    uint64_t io_base, io_size;
+    uint64_t mem_base, mem_size;     /* below 4 GiB */
+    uint64_t mem64_base, mem64_size; /* above RAM */
+};
+/* `taken_port`: a port outside of which the I/O window must lie (the debug-exit port), or 0. */
+void pci_layout_init(struct pci_layout *l, uint64_t ram_size, uint16_t taken_port);
+
+/* GSI of INTA# of a slot; pins INTB# to INTD# follow (as ACPI's _PRT says). */
+#define PCI_FIRST_GSI 16
+#define PCI_GSIS 8
+static inline unsigned pci_gsi(unsigned slot, unsigned pin)
+{
+    return PCI_FIRST_GSI + (slot + pin) % PCI_GSIS;
+}
+
+/* For tests: takes interrupts in the irqchip's place. */
+struct pci_irq_sink {
+    void *ctx;
+    void (*msi)(void *ctx, uint64_t addr, uint32_t data);
+    void (*line)(void *ctx, unsigned gsi, bool level);
+};
 
 struct pci_config {
     struct bus *bus;
-    struct irqchip *irqchip;
+    struct irqchip *irqchip; /* may be NULL when there is a sink */
     struct dma_space dma;
-    uint64_t ram_size; /* bytes: the windows for BARs lie above it */
+    uint64_t ram_size;   /* bytes: the windows for BARs lie above it */
+    uint16_t taken_port; /* see pci_layout_init() */
+    const struct pci_irq_sink *sink;
 };
 int pci_bus_create(const struct pci_config *cfg, struct pci_bus **out, struct nerr *e);
 void pci_bus_destroy(struct pci_bus *b); /* the functions' devices are destroyed by their owners, before */
 void pci_bus_reset(struct pci_bus *b);   /* every function's reset() too */
+/* Ports 0xcf8 to 0xcff, which the bus does not claim itself since the reset register 0xcf9 lies among them: their owner hands on
+ * accesses to all others, `off` from 0xcf8. `dev` is the bus. */
+extern const struct bus_handler pci_config_ports;
+/* The functions in order of their slots, the host bridge left out: fills up to `max`, returns how many. */
+unsigned pci_functions(struct pci_bus *b, struct pci_function **out, unsigned max);
+unsigned pci_slot(const struct pci_function *f);
 
 #endif

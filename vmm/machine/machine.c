@@ -81,7 +81,7 @@ static int check_config(const struct machine_config *c, struct nerr *e)
 /* ACPI tables and kernel, into memory whose contents may be anything. */
 static int load(struct machine *m, struct nerr *e)
 {
-    struct acpi_config acpi = {.vcpus = m->cpus};
+    struct acpi_config acpi = {.vcpus = m->cpus, .pci = &m->pci_layout};
     int r = acpi_build(&m->memory, &acpi, &m->rsdp, e);
     if (!r) r = boot_load(m->image, &m->memory, &m->map, m->rsdp, m->boot_state, e);
     return r;
@@ -94,6 +94,8 @@ static int create_memory(struct machine *m, const struct machine_config *c, stru
     if (r) return r;
     boot_memory_map_init(&m->map, &m->memory);
     r = boot_memory_map_set(&m->map, ACPI_AREA_BASE, ACPI_AREA_SIZE, BOOT_RESERVED, e);
+    pci_layout_init(&m->pci_layout, m->memory.ram_size, machine_taken_port(c));
+    if (!r) r = boot_memory_map_set(&m->map, m->pci_layout.ecam_base, m->pci_layout.ecam_size, BOOT_RESERVED, e);
     m->boot_state = aligned_alloc(64, sizeof(*m->boot_state));
     if (!r && !m->boot_state) r = nerr_set(e, -ENOMEM, "machine: out of memory");
     return r ? r : load(m, e);
@@ -107,6 +109,7 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
     int r = irqchip_create(m->cpus, m->loop, &host, &m->irqchip, e);
     if (!r) irqchip_use_engine(m->irqchip, m->ops, m->engine);
     if (!r) r = irqchip_attach(m->irqchip, &m->bus, e);
+    if (!r) r = machine_bus_create(m, c, e);
     if (r) return r;
     struct platform_config p = {
         .loop = m->loop,
@@ -114,7 +117,9 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
         .bus = &m->bus,
         .vcpus = m->cpus,
         .ram_size = m->memory.ram_size,
-        .debug_exit_port = c->debug_exit_port == MACHINE_NO_DEBUG_EXIT ? 0 : (uint16_t)c->debug_exit_port,
+        .config_ports = &pci_config_ports,
+        .config_dev = m->pci,
+        .debug_exit_port = machine_taken_port(c),
         .testdev = c->debug_exit_port != MACHINE_NO_DEBUG_EXIT,
         .cb = {.ctx = m,
                .serial_output = on_output,
@@ -123,7 +128,8 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
                .reset = on_reset,
                .debug_exit = on_debug_exit},
     };
-    return platform_create(&p, &m->platform, e);
+    r = platform_create(&p, &m->platform, e);
+    return r ? r : machine_devices_create(m, c, e);
 }
 
 static int add_ioeventfd(void *ctx, const struct bus_ioeventfd *io)
@@ -215,6 +221,7 @@ void machine_destroy(struct machine *m)
         if (m->vcpu[i] && m->vcpu[i]->started)
             return; /* a thread that did not stop still uses all of this; the process ends soon and takes it along */
     /* The devices' timers stop before the vCPUs that they interrupt go away. */
+    machine_devices_destroy(m);
     if (m->platform) platform_destroy(m->platform);
     if (m->irqchip) irqchip_destroy(m->irqchip);
     if (m->engine) m->ops->destroy(m->engine);
@@ -267,6 +274,7 @@ static void do_reset(void *ctx)
     struct nerr e;
     atomic_store(&m->state, MACHINE_RESETTING);
     platform_serial_flush(m->platform);
+    pci_bus_reset(m->pci);
     platform_reset(m->platform);
     irqchip_reset(m->irqchip);
     if (load(m, &e)) {

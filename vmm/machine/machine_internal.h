@@ -8,6 +8,7 @@
 #include "common/event.h"
 #include "vmm/boot/boot.h"
 #include "vmm/bus/bus.h"
+#include "vmm/bus/pci.h"
 #include "vmm/irq/irq.h"
 #include "vmm/machine/machine.h"
 #include "vmm/memory/memory.h"
@@ -41,6 +42,17 @@ struct machine_vcpu {
     struct vcpu_exit exit;
 };
 
+#define MACHINE_MAX_DEVICES 64
+
+/* A device on the PCI bus with what stands behind it; machine_devices.c. */
+struct machine_device {
+    char id[32]; /* unique: "disk0" */
+    void *dev;
+    void (*destroy)(void *dev); /* back ends included. No vCPU runs; the event loop's thread calls */
+    struct block *block;        /* a disk's back end, for statistics and control, or NULL */
+    struct net *net;            /* a NIC's, or NULL */
+};
+
 enum machine_want { WANT_RUN, WANT_PARK, WANT_QUIT };
 
 struct machine {
@@ -61,6 +73,10 @@ struct machine {
     struct bus bus;
     struct irqchip *irqchip;
     struct platform *platform;
+    struct pci_layout pci_layout;
+    struct pci_bus *pci;
+    struct machine_device device[MACHINE_MAX_DEVICES]; /* in order of creation */
+    unsigned devices;
     struct engine *engine;
     struct machine_vcpu *vcpu[MACHINE_MAX_CPUS];
 
@@ -97,6 +113,15 @@ void machine_vcpu_kick(struct machine_vcpu *v);
 void machine_vcpu_interrupt(struct machine_vcpu *v);
 void machine_vcpu_init_signal(struct machine_vcpu *v);
 void machine_vcpu_sipi_signal(struct machine_vcpu *v, uint8_t vector);
+
+/* machine_devices.c */
+int machine_bus_create(struct machine *m, const struct machine_config *c, struct nerr *e);
+/* The port that the user chose, which the PCI bus must leave free; 0: none. */
+uint16_t machine_taken_port(const struct machine_config *c);
+int machine_devices_create(struct machine *m, const struct machine_config *c, struct nerr *e);
+void machine_devices_destroy(struct machine *m); /* and the bus */
+/* One more in the list; a machine has room for all that its configuration may ask for. */
+struct machine_device *machine_device_add(struct machine *m, const char *id, void *dev, void (*destroy)(void *dev));
 
 /* dump.c: registers for people. */
 void machine_dump(FILE *out, unsigned vcpu, const struct cpu_state *s);

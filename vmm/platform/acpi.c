@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "vmm/engine/engine.h"
+#include "vmm/platform/acpi_pci.h"
 #include "vmm/platform/aml.h"
 #include "vmm/platform/platform.h"
 
@@ -199,7 +200,7 @@ static void pic(struct aml *a)
 }
 
 /* Ports that belong to the board and that no other device may be given. */
-static void board(struct aml *a)
+static void board(struct aml *a, const struct pci_layout *pci)
 {
     size_t d = isa_device(a, "MBRD", "PNP0C02");
     aml_name(a, "_CRS");
@@ -208,6 +209,7 @@ static void board(struct aml *a)
     aml_io(a, 0x92, 1);
     aml_io(a, PLATFORM_PM_BASE, 12);
     aml_io(a, PLATFORM_RESET_PORT, 1);
+    if (pci) aml_memory32(a, (uint32_t)pci->ecam_base, (uint32_t)pci->ecam_size);
     aml_resources_end(a, r);
     aml_end(a, d);
 }
@@ -229,7 +231,8 @@ static uint32_t build_dsdt(struct aml *a, const struct acpi_config *cfg)
     size_t t = table_begin(a, "DSDT", 2);
     size_t sb = aml_scope_begin(a, "\\_SB_");
     for (unsigned i = 0; i < cfg->vcpus; i++) processor(a, i);
-    board(a);
+    board(a, cfg->pci);
+    if (cfg->pci) acpi_pci_bridge(a, cfg->pci);
     pic(a);
     pit(a);
     rtc(a);
@@ -351,6 +354,20 @@ static uint32_t build_madt(struct aml *a, const struct acpi_config *cfg)
     return ACPI_AREA_BASE + (uint32_t)t;
 }
 
+/* ---- MCFG: where ECAM is (PCI firmware specification 4.1.2) ---- */
+
+static uint32_t build_mcfg(struct aml *a, const struct pci_layout *pci)
+{
+    static const uint8_t reserved[8], one_bus[8];
+    size_t t = table_begin(a, "MCFG", 1);
+    aml_bytes(a, reserved, sizeof reserved);
+    le32(a, (uint32_t)pci->ecam_base);
+    le32(a, (uint32_t)(pci->ecam_base >> 32));
+    aml_bytes(a, one_bus, sizeof one_bus); /* segment 0, buses 0 to 0 */
+    table_end(a, t);
+    return ACPI_AREA_BASE + (uint32_t)t;
+}
+
 /* ---- roots ---- */
 
 /* The RSDT is for kernels that know ACPI 1.0 only; entries are 32 bits wide there and 64 in the XSDT. */
@@ -384,8 +401,9 @@ size_t acpi_build_buffer(const struct acpi_config *cfg, uint8_t *buf, size_t siz
     struct aml a = {.p = buf, .room = size};
     for (size_t i = 0; i < sizeof(struct rsdp); i++) aml_byte(&a, 0); /* its place; filled in last */
     uint32_t facs = build_facs(&a), dsdt = build_dsdt(&a, cfg);
-    uint32_t tables[2] = {build_fadt(&a, facs, dsdt), build_madt(&a, cfg)};
-    uint32_t xsdt = build_root(&a, "XSDT", true, tables, 2), rsdt = build_root(&a, "RSDT", false, tables, 2);
+    uint32_t tables[3] = {build_fadt(&a, facs, dsdt), build_madt(&a, cfg), cfg->pci ? build_mcfg(&a, cfg->pci) : 0};
+    unsigned n = cfg->pci ? 3 : 2;
+    uint32_t xsdt = build_root(&a, "XSDT", true, tables, n), rsdt = build_root(&a, "RSDT", false, tables, n);
     put_rsdp(&a, rsdt, xsdt);
     if (!a.overflow) return a.len;
     nerr_set(e, -ENOSPC, "the ACPI tables do not fit into %zu bytes", size);

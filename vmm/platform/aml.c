@@ -14,6 +14,7 @@ enum {
     OP_SCOPE = 0x10,
     OP_BUFFER = 0x11,
     OP_PACKAGE = 0x12,
+    OP_METHOD = 0x14,
     OP_EXT = 0x5b,
     OP_EXT_DEVICE = 0x82,
 };
@@ -122,6 +123,21 @@ size_t aml_device_begin(struct aml *a, const char *name)
     return mark;
 }
 
+size_t aml_block_begin(struct aml *a, uint8_t opcode)
+{
+    aml_byte(a, opcode);
+    return length_begin(a);
+}
+
+size_t aml_method_begin(struct aml *a, const char *name, uint8_t args)
+{
+    aml_byte(a, OP_METHOD);
+    size_t mark = length_begin(a);
+    aml_path(a, name);
+    aml_byte(a, args); /* not serialized */
+    return mark;
+}
+
 size_t aml_package_begin(struct aml *a, uint8_t elements)
 {
     aml_byte(a, OP_PACKAGE);
@@ -156,6 +172,32 @@ void aml_irq(struct aml *a, unsigned irq)
 {
     aml_byte(a, 0x22);
     little_endian(a, 1u << irq, 2);
+}
+
+/* ACPI 6.4.3.4 */
+void aml_memory32(struct aml *a, uint32_t base, uint32_t len)
+{
+    aml_byte(a, 0x86);
+    little_endian(a, 9, 2);
+    aml_byte(a, 0x01);
+    little_endian(a, base, 4);
+    little_endian(a, len, 4);
+}
+
+/* ACPI 6.4.3.5.1 to 6.4.3.5.3: producer, positive decode, both ends fixed. */
+void aml_window(struct aml *a, enum aml_space space, unsigned bits, uint8_t specific, uint64_t base, uint64_t len)
+{
+    unsigned width = bits / 8;
+    aml_byte(a, bits == 16 ? 0x88 : bits == 32 ? 0x87 : 0x8a);
+    little_endian(a, 3 + 5 * width, 2);
+    aml_byte(a, (uint8_t)space);
+    aml_byte(a, 0x0c);
+    aml_byte(a, specific);
+    little_endian(a, 0, width); /* granularity */
+    little_endian(a, base, width);
+    little_endian(a, base + len - 1, width);
+    little_endian(a, 0, width); /* translation */
+    little_endian(a, len, width);
 }
 
 void aml_resources_end(struct aml *a, size_t mark)

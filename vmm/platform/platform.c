@@ -56,6 +56,8 @@ static int add_pm(struct platform *p, struct nerr *e)
     struct pm_config c = {
         .loop = p->cfg.loop,
         .sci = line(p, PLATFORM_SCI_GSI),
+        .config_ports = p->cfg.config_ports,
+        .config_dev = p->cfg.config_dev,
         .power_off = p->cfg.cb.power_off,
         .reset = p->cfg.cb.reset,
         .ctx = p->cfg.cb.ctx,

@@ -16,6 +16,7 @@
 #include "common/addr.h"
 #include "common/error.h"
 #include "vmm/bus/bus.h"
+#include "vmm/bus/pci.h"
 #include "vmm/memory/memory.h"
 
 struct event_loop;
@@ -61,7 +62,10 @@ struct platform_config {
     unsigned vcpus;
     uint64_t ram_size;        /* bytes; told to test kernels through fw_cfg and to firmware through CMOS */
     uint16_t debug_exit_port; /* 0: none */
-    bool testdev;             /* the ports the field's conformance kernels use; on when there is a debug-exit port */
+    /* Takes accesses to ports 0xcf8..0xcff but to the reset register 0xcf9: those that reach PCI configuration space. May be NULL. */
+    const struct bus_handler *config_ports;
+    void *config_dev;
+    bool testdev; /* the ports the field's conformance kernels use; on when there is a debug-exit port */
     struct platform_callbacks cb;
 };
 
@@ -78,7 +82,8 @@ void platform_power_button(struct platform *p);
 
 /* ---- ACPI tables ---- */
 struct acpi_config {
-    unsigned vcpus; /* APIC ids 0..vcpus-1 */
+    unsigned vcpus;               /* APIC ids 0..vcpus-1 */
+    const struct pci_layout *pci; /* NULL: no PCI bus */
 };
 #define ACPI_AREA_BASE 0xe0000u
 #define ACPI_AREA_SIZE 0x20000u
@@ -123,6 +128,8 @@ struct pm_config {
     void (*power_off)(void *ctx);
     void (*reset)(void *ctx);
     void *ctx;
+    const struct bus_handler *config_ports; /* see platform_config */
+    void *config_dev;
 };
 int pm_create(const struct pm_config *cfg, struct pm **out, struct nerr *e);
 void pm_destroy(struct pm *p);

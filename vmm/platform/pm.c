@@ -149,11 +149,12 @@ void pm_power_button(struct pm *p)
 
 /* ---- reset ports ---- */
 
-/* 0xcf8..0xcff: the reset register sits at +1 among the PCI configuration ports, behind which there is nothing. */
+/* 0xcf8..0xcff: the reset register sits at +1 among the PCI configuration ports, which are somebody else's. */
 static uint64_t cf8_read(void *dev, uint64_t off, unsigned size)
 {
     struct pm *p = dev;
-    if (off != 1 || size != 1) return ~0ull;
+    if (off != 1 || size != 1)
+        return p->cfg.config_ports ? p->cfg.config_ports->read(p->cfg.config_dev, off, size) : ~0ull;
     pthread_mutex_lock(&p->lock);
     uint64_t v = p->cf9;
     pthread_mutex_unlock(&p->lock);
@@ -163,7 +164,10 @@ static uint64_t cf8_read(void *dev, uint64_t off, unsigned size)
 static void cf8_write(void *dev, uint64_t off, unsigned size, uint64_t value)
 {
     struct pm *p = dev;
-    if (off != 1 || size != 1) return;
+    if (off != 1 || size != 1) {
+        if (p->cfg.config_ports) p->cfg.config_ports->write(p->cfg.config_dev, off, size, value);
+        return;
+    }
     pthread_mutex_lock(&p->lock);
     p->cf9 = value & 0x0e;
     pthread_mutex_unlock(&p->lock);
@@ -287,7 +291,7 @@ static const struct bus_handler kbd_command_handler = {kbd_read_status, kbd_comm
 int pm_attach(struct pm *p, struct bus *b, struct nerr *e)
 {
     int r = bus_add(b, BUS_PIO, PLATFORM_PM_BASE, 12, &acpi_handler, p, "acpi-pm", e);
-    if (!r) r = bus_add(b, BUS_PIO, 0xcf8, 8, &cf8_handler, p, "reset", e);
+    if (!r) r = bus_add(b, BUS_PIO, 0xcf8, 8, &cf8_handler, p, "pci-config", e);
     if (!r) r = bus_add(b, BUS_PIO, 0x92, 1, &port92_handler, p, "port92", e);
     if (!r) r = bus_add(b, BUS_PIO, 0x60, 1, &kbd_data_handler, p, "kbd-data", e);
     if (!r) r = bus_add(b, BUS_PIO, 0x64, 1, &kbd_command_handler, p, "kbd-command", e);

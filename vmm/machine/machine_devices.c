@@ -1,0 +1,77 @@
+/* The PCI devices that a configuration asks for, in one explicit list. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmm/machine/machine_internal.h"
+
+/* Guest memory that a device wrote may hold code that the engine has translated. */
+static void dma_was_written(void *ctx, gpa_t a, uint64_t len)
+{
+    struct machine *m = ctx;
+    if (m->engine && m->ops->memory_written) m->ops->memory_written(m->engine, a, len);
+}
+
+struct machine_device *machine_device_add(struct machine *m, const char *id, void *dev, void (*destroy)(void *dev))
+{
+    struct machine_device *d = &m->device[m->devices++];
+    snprintf(d->id, sizeof(d->id), "%s", id);
+    d->dev = dev;
+    d->destroy = destroy;
+    return d;
+}
+
+static int add_disks(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    (void)m;
+    if (c->ndisks) return nerr_set(e, -ENOTSUP, "--disk: not possible yet");
+    return 0;
+}
+
+static int add_nics(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    (void)m;
+    if (c->nnics) return nerr_set(e, -ENOTSUP, "--net: not possible yet");
+    return 0;
+}
+
+/* In the order of their slots. */
+static int (*const kinds[])(struct machine *m, const struct machine_config *c, struct nerr *e) = {add_nics, add_disks};
+
+int machine_devices_create(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    if (c->ndisks > MACHINE_MAX_DISKS)
+        return nerr_set(e, -EINVAL, "--disk: %u disks are not possible; give at most %d", c->ndisks, MACHINE_MAX_DISKS);
+    if (c->nnics > MACHINE_MAX_NICS)
+        return nerr_set(e, -EINVAL, "--net: %u NICs are not possible; give at most %d", c->nnics, MACHINE_MAX_NICS);
+    int r = 0;
+    for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]) && !r; i++) r = kinds[i](m, c, e);
+    return r;
+}
+
+uint16_t machine_taken_port(const struct machine_config *c)
+{
+    return c->debug_exit_port == MACHINE_NO_DEBUG_EXIT ? 0 : (uint16_t)c->debug_exit_port;
+}
+
+int machine_bus_create(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    struct pci_config p = {
+        .bus = &m->bus,
+        .irqchip = m->irqchip,
+        .dma = {.memory = &m->memory, .written = dma_was_written, .ctx = m},
+        .ram_size = m->memory.ram_size,
+        .taken_port = machine_taken_port(c),
+    };
+    return pci_bus_create(&p, &m->pci, e);
+}
+
+void machine_devices_destroy(struct machine *m)
+{
+    while (m->devices) {
+        struct machine_device *d = &m->device[--m->devices];
+        if (d->destroy) d->destroy(d->dev);
+    }
+    pci_bus_destroy(m->pci);
+    m->pci = NULL;
+}
