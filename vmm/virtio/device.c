@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/event.h"
 #include "common/log.h"
 
 #define MAX_COMPLAINTS 4 /* a guest that breaks its rings all day must not fill the log */
@@ -65,6 +66,7 @@ int virtio_device_create(const struct virtio_desc *d, const struct virtio_transp
     v->dev = d->dev;
     v->name = d->name;
     v->transport = *t;
+    v->loop = d->loop;
     v->offered = d->features | RING_FEATURES | (d->no_packed ? 0 : VIRTIO_BIT(VIRTIO_F_RING_PACKED));
     pthread_mutex_init(&v->lock, NULL);
     pthread_mutex_init(&v->config_lock, NULL);
@@ -116,28 +118,38 @@ void virtio_queue_unlock(struct virtio_queue *q)
     pthread_mutex_unlock(&q->lock);
 }
 
-static void run_queue(struct virtio_queue *q)
+/* On the loop's thread. */
+static void go_on(void *ctx)
 {
-    if (!virtio_queue_running(q)) return;
-    q->device->ops->notify(q->device->dev, q);
-    virtio_flush(q);
+    struct virtio_queue *q = ctx;
+    pthread_mutex_lock(&q->lock);
+    q->posted = false;
+    pthread_mutex_unlock(&q->lock);
+    virtio_queue_kick(q);
 }
 
 void virtio_queue_kick(struct virtio_queue *q)
 {
+    const struct virtio_device *v = q->device;
     pthread_mutex_lock(&q->lock);
-    run_queue(q);
+    bool run = virtio_queue_running(q);
+    if (run) {
+        q->sharing = v->loop;
+        q->share = 2u * q->num;
+        v->ops->notify(v->dev, q);
+        virtio_flush(q);
+        if (q->sharing && !q->share && !q->posted) q->posted = !event_loop_post(v->loop, go_on, q);
+        q->sharing = false;
+    }
     pthread_mutex_unlock(&q->lock);
+    if (run && v->ops->notified) v->ops->notified(v->dev, q);
 }
 
 void virtio_notified(struct virtio_device *v, unsigned n)
 {
     if (n >= v->queues) return;
-    struct virtio_queue *q = &v->queue[n];
-    pthread_mutex_lock(&q->lock);
-    q->notifications++;
-    run_queue(q);
-    pthread_mutex_unlock(&q->lock);
+    device_count(&v->transport.stats->notifications, 1);
+    virtio_queue_kick(&v->queue[n]);
 }
 
 static bool in_flight(const struct virtio_queue *q)
@@ -267,6 +279,8 @@ static void start_reset(struct virtio_device *v)
         stop_queue(&v->queue[i]);
         atomic_store(&v->queue[i].vector, VIRTIO_NO_VECTOR);
     }
+    /* Not 0 yet: a driver that reads 0 may use its memory for something else. */
+    atomic_store(&v->status, VIRTIO_CONFIG_S_ACKNOWLEDGE);
     if (v->ops->reset) v->ops->reset(v->dev);
     v->resetting = true;
     finish_reset(v);
@@ -277,8 +291,6 @@ uint8_t virtio_status_get(struct virtio_device *v)
     pthread_mutex_lock(&v->lock);
     finish_reset(v);
     uint8_t s = atomic_load(&v->status);
-    /* A driver that had not come far has a status of 0 that would look like a reset that is done. */
-    if (v->resetting && !s) s = VIRTIO_CONFIG_S_ACKNOWLEDGE;
     pthread_mutex_unlock(&v->lock);
     return s;
 }
@@ -331,6 +343,7 @@ void virtio_broken(struct virtio_device *v, const char *why)
 {
     uint8_t old = atomic_fetch_or(&v->status, VIRTIO_CONFIG_S_NEEDS_RESET);
     if (old & VIRTIO_CONFIG_S_NEEDS_RESET) return;
+    device_count(&v->transport.stats->errors, 1);
     if (atomic_fetch_add(&v->complaints, 1) < MAX_COMPLAINTS)
         nc_warn("%s: the guest's driver broke the rules: %s; the device waits to be reset", v->name, why);
     if (old & VIRTIO_CONFIG_S_DRIVER_OK) v->transport.config_interrupt(v->transport.ctx);
@@ -370,18 +383,7 @@ void virtio_config_written(struct virtio_device *v, unsigned off, unsigned len, 
     pthread_mutex_unlock(&v->config_lock);
 }
 
-/* ---- statistics ---- */
-
-void virtio_get_stats(struct virtio_device *v, struct virtio_stats *s)
+struct device_stats *virtio_stats(struct virtio_device *v)
 {
-    *s = (struct virtio_stats){.registers = atomic_load(&v->registers)};
-    for (unsigned i = 0; i < v->queues; i++) {
-        struct virtio_queue *q = &v->queue[i];
-        pthread_mutex_lock(&q->lock);
-        s->notifications += q->notifications;
-        s->requests += q->requests;
-        s->interrupts += q->interrupts;
-        s->suppressed += q->uninterrupted;
-        pthread_mutex_unlock(&q->lock);
-    }
+    return v->transport.stats;
 }

@@ -244,7 +244,6 @@ static uint64_t bar_read(void *dev, unsigned bar, uint64_t off, unsigned size)
     struct virtio_pci *p = dev;
     unsigned in = (unsigned)off % REGION_SIZE;
     if (bar != BAR) return 0;
-    atomic_fetch_add_explicit(&p->device->registers, 1, memory_order_relaxed);
     switch (off - in) {
     case COMMON_OFFSET: return in < COMMON_SIZE ? common_read(p, in, size) : 0;
     case ISR_OFFSET: return in == 0 ? isr_take(p) : 0;
@@ -262,7 +261,6 @@ static void bar_write(void *dev, unsigned bar, uint64_t off, unsigned size, uint
         if (in % NOTIFY_MULTIPLIER == 0) virtio_notified(p->device, in / NOTIFY_MULTIPLIER);
         return;
     }
-    atomic_fetch_add_explicit(&p->device->registers, 1, memory_order_relaxed);
     if (off - in == COMMON_OFFSET && in < COMMON_SIZE)
         common_write(p, in, size, value);
     else if (off - in == CONFIG_OFFSET)
@@ -416,6 +414,8 @@ int virtio_pci_create(struct pci_bus *b, int slot, const struct virtio_desc *d, 
         return r;
     }
     p->device->transport.dma = pci_dma(p->function);
+    p->device->transport.stats = pci_stats(p->function);
+    p->device->transport.stats->kind = d->ops->kind;
     *out = p->device;
     return 0;
 }

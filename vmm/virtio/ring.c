@@ -170,13 +170,14 @@ struct virtio_chain *virtio_pop(struct virtio_queue *q)
 {
     const char *why = NULL;
     if (!virtio_queue_running(q) || !q->device->transport.may_dma(q->device->transport.ctx)) return NULL;
+    if (q->sharing && !q->share) return NULL;
     struct virtio_chain *c = q->packed ? virtio_packed_pop(q, &why) : virtio_split_pop(q, &why);
     if (!c) {
         if (why) virtio_broken(q->device, why);
         return NULL;
     }
     atomic_fetch_add_explicit(&q->in_flight, 1, memory_order_relaxed);
-    q->requests++;
+    if (q->sharing) q->share--;
     return c;
 }
 
@@ -192,7 +193,6 @@ void virtio_unpop(struct virtio_chain *c)
         } else {
             q->next_avail -= c->slots;
         }
-        q->requests--;
     }
     virtio_chain_put(q, c);
     atomic_fetch_sub_explicit(&q->in_flight, 1, memory_order_release);
@@ -214,6 +214,7 @@ void virtio_push(struct virtio_chain *c, uint64_t written)
     if (written > c->writable_bytes) written = c->writable_bytes;
     mark_written(q, c, written);
     if (c->generation == q->generation) {
+        device_count(&q->device->transport.stats->requests, 1);
         if (q->packed)
             virtio_packed_push(q, c, (uint32_t)written);
         else
@@ -227,12 +228,8 @@ void virtio_push(struct virtio_chain *c, uint64_t written)
 void virtio_flush(struct virtio_queue *q)
 {
     if (!q->running || (q->next_used == q->shown && q->used_wrap == q->shown_wrap)) return;
-    if (!(q->packed ? virtio_packed_flush(q) : virtio_split_flush(q))) {
-        q->uninterrupted++;
-        return;
-    }
-    q->interrupts++;
-    q->device->transport.interrupt(q->device->transport.ctx, atomic_load(&q->vector));
+    if (q->packed ? virtio_packed_flush(q) : virtio_split_flush(q))
+        q->device->transport.interrupt(q->device->transport.ctx, atomic_load(&q->vector));
 }
 
 /* ---- copies ---- */

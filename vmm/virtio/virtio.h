@@ -28,8 +28,10 @@
 #include <sys/uio.h>
 
 #include "common/error.h"
+#include "vmm/bus/device_stats.h"
 #include "vmm/bus/pci.h"
 
+struct event_loop;
 struct virtio_device;
 struct virtio_queue;
 
@@ -67,6 +69,8 @@ struct virtio_ops {
     void (*activate)(void *dev);
     /* The driver made buffers available (or may have: an empty queue is fine). With the queue's lock; the caller flushes. */
     void (*notify)(void *dev, struct virtio_queue *q);
+    /* After notify(), on the same thread, with the queue's lock released. May be NULL. */
+    void (*notified)(void *dev, struct virtio_queue *q);
     /* The driver wrote bytes [off, off + len) of configuration space, all of them in virtio_desc.config_writable. `config` is the new
      * contents. May be NULL. With the device's configuration lock: don't call virtio_config_*. */
     void (*config_written)(void *dev, unsigned off, unsigned len, uint8_t *config);
@@ -86,6 +90,9 @@ struct virtio_desc {
     const char *name;  /* "virtio-blk0"; outlives the device */
     uint64_t features; /* the device type's own bits; ring and transport bits are added */
     bool no_packed;    /* don't offer packed rings */
+    /* Where a queue goes on that has had its share of one notification's time (two rings full), so that drivers which never stop adding
+     * buffers keep no vCPU from its other work. NULL: no share, for devices that push nothing from within notify(). */
+    struct event_loop *loop;
     unsigned queues;
     const struct virtio_queue_desc *queue; /* one per queue; copied */
     /* Device configuration space; copied. The driver may write bytes where config_writable (NULL: nowhere) is not 0. */
@@ -141,15 +148,8 @@ static inline const struct iovec *virtio_writable(const struct virtio_chain *c)
     return c->iov + c->readables;
 }
 
-/* ---- statistics ---- */
-
-struct virtio_stats {
-    uint64_t notifications; /* by the driver: each is an exit, unless the engine has ioeventfd */
-    uint64_t requests;      /* chains popped */
-    uint64_t interrupts;    /* sent */
-    uint64_t suppressed;    /* flushes that needed none */
-    uint64_t registers;     /* other accesses: configuration */
-};
-void virtio_get_stats(struct virtio_device *v, struct virtio_stats *s);
+/* What the device did. Requests and notifications are counted by the queues, accesses and interrupts by the bus; bytes, copies and errors are
+ * the device's to count. */
+struct device_stats *virtio_stats(struct virtio_device *v);
 
 #endif

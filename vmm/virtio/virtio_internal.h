@@ -42,9 +42,6 @@ struct virtio_queue {
     uint32_t generation;        /* bumped whenever the ring stops: chains of before are dead */
     struct virtio_chain *free;  /* pool; grows up to `num` chains */
     _Atomic uint32_t in_flight; /* popped and not pushed, dead ones too */
-
-    /* Statistics; this queue's lock. */
-    uint64_t notifications, requests, interrupts, uninterrupted;
 };
 
 /* How the core reaches the guest. Any thread, with any lock of virtio's held. */
@@ -53,6 +50,7 @@ struct virtio_transport {
     void (*config_interrupt)(void *ctx);
     bool (*may_dma)(void *ctx); /* false while the function must not reach memory */
     const struct dma_space *dma;
+    struct device_stats *stats;
     void (*destroy)(void *ctx); /* by virtio_destroy(); may be NULL */
     void *ctx;
 };
@@ -62,6 +60,7 @@ struct virtio_device {
     void *dev;
     const char *name;
     struct virtio_transport transport;
+    struct event_loop *loop;
     uint64_t offered;
 
     pthread_mutex_t lock;
@@ -77,7 +76,6 @@ struct virtio_device {
 
     unsigned queues;
     struct virtio_queue *queue;
-    _Atomic uint64_t registers;
     _Atomic unsigned complaints;
 };
 
