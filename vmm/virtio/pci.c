@@ -362,6 +362,7 @@ static int add_function(struct virtio_pci *p, struct pci_bus *b, int slot, const
 {
     struct pci_desc desc = {
         .name = d->name,
+        .kind = d->ops->kind,
         .vendor = VIRTIO_VENDOR,
         .device = (uint16_t)(VIRTIO_DEVICE_BASE + d->ops->id),
         .subsystem_vendor = VIRTIO_VENDOR,
@@ -415,7 +416,6 @@ int virtio_pci_create(struct pci_bus *b, int slot, const struct virtio_desc *d, 
     }
     p->device->transport.dma = pci_dma(p->function);
     p->device->transport.stats = pci_stats(p->function);
-    p->device->transport.stats->kind = d->ops->kind;
     *out = p->device;
     return 0;
 }

@@ -41,6 +41,8 @@ struct virtio_queue {
     bool suppressed;            /* notifications are off */
     uint32_t generation;        /* bumped whenever the ring stops: chains of before are dead */
     struct virtio_chain *free;  /* pool; grows up to `num` chains */
+    bool sharing, posted;       /* within notify(); more of it waits on the loop */
+    unsigned share;             /* chains that may still be popped */
     _Atomic uint32_t in_flight; /* popped and not pushed, dead ones too */
 };
 
