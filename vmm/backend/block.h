@@ -1,8 +1,9 @@
 /* Block back ends: what a disk controller (virtio-blk, AHCI, ...) asks, whoever does it (io_uring on a file or block device; a
  * vhost-user-blk daemon). Requests are asynchronous; every accepted request completes exactly once.
  *
- * Threads: submit functions may be called from any thread; calls for one back end are serialised inside. Completions come on the event loop's
- * thread (or, for errors found at once, still later on the loop's thread: never from inside a submit call). */
+ * Threads: functions may be called from any thread; calls for one back end are serialised inside. Completions (done) come on the event loop's
+ * thread, and on a thread that is inside block_unplug_reap() or block_drain(): never from inside block_submit() or block_unplug(), errors found
+ * at once included. done() may take the device's lock, so hold none that it takes around reap, drain and close. */
 #ifndef NACELLE_VMM_BLOCK_H
 #define NACELLE_VMM_BLOCK_H
 
@@ -26,7 +27,15 @@ enum block_cache {
     BLOCK_CACHE_UNSAFE,       /* flushes do nothing: for scratch disks only */
 };
 
-/* Bytes per second and operations per second; 0 is "no limit". */
+/* How requests reach the host. */
+enum block_aio {
+    BLOCK_AIO_AUTO,    /* io_uring, or threads where the host's kernel or its seccomp filter forbids that */
+    BLOCK_AIO_URING,   /* an error where it is forbidden */
+    BLOCK_AIO_THREADS, /* a small pool of threads */
+};
+
+/* Bytes per second and operations per second; 0 is "no limit". A request counts as one operation per started 64 KiB, so that its
+ * size evades neither kind; flushes count as nothing, discards as one operation without bytes. */
 struct block_limits {
     uint64_t read_bps, write_bps, total_bps;
     uint64_t read_iops, write_iops, total_iops;
@@ -36,6 +45,7 @@ struct block_config {
     const char *path; /* file, block device, or nbd: URI */
     bool readonly;
     enum block_cache cache;
+    enum block_aio aio;
     bool discard;       /* unmap on discard (default true by the option parser) */
     const char *format; /* "raw", "qcow2", or NULL: probe; a raw image is never reinterpreted later */
     struct block_limits limits;
@@ -63,20 +73,27 @@ struct block_request {
     bool fua;                                          /* WRITE: stable before done */
     bool may_unmap;                                    /* WRITE_ZEROES: holes are fine */
     void (*done)(struct block_request *r, int result); /* 0 or negative errno */
-    uint64_t private_[8];                              /* the back end's own */
+    uint64_t private_[10];                             /* the back end's own */
 };
 
+/* Opens and locks the image: against every other user when writable, against writers when read-only. */
 int block_open(const struct block_config *cfg, struct event_loop *loop, struct block **out, struct nerr *e);
-/* Waits for requests in flight. */
+/* Drains first. Only from the loop's thread, or while the loop does not run. NULL is fine. */
 void block_close(struct block *b);
 void block_info(const struct block *b, struct block_info *out);
 void block_submit(struct block *b, struct block_request *r);
-/* Several submits between plug and unplug go to the host in one system call. Nestable, per thread of the caller. */
+/* Several submits between plug and unplug go to the host in one system call. Nestable; every unplug sends what there is. */
 void block_plug(struct block *b);
 void block_unplug(struct block *b);
-/* Waits until nothing is in flight (reset, pause). */
+/* The same, and then runs done() of what has finished by now (a read that hit the host's page cache, a small write into it) on this thread:
+ * no thread is woken for it. For devices whose done() may run on any thread. */
+void block_unplug_reap(struct block *b);
+/* Waits until nothing is in flight (reset, pause); done() of all of it has returned then. Requests held back by a limit go at once, as
+ * debts. The caller sees to it that nobody submits meanwhile. Not from inside done(). */
 void block_drain(struct block *b);
+/* A file grows; a block device's new size is taken over. Shrinking is refused: -EINVAL. */
 int block_resize(struct block *b, uint64_t size, struct nerr *e);
+/* While it runs: the new limits hold for what waits already. All zeroes: none. */
 int block_set_limits(struct block *b, const struct block_limits *l, struct nerr *e);
 void block_get_limits(const struct block *b, struct block_limits *l);
 void block_get_stats(const struct block *b, struct block_stats *s);
