@@ -77,6 +77,8 @@ guest_image() {
     [ -z "$hook" ] || "$hook" || return 1
     for package in $(meta "$script" packages ""); do arguments+=(-p "$package"); done
     for file in $(meta "$script" files ""); do arguments+=(-f "$file"); done
+    arguments+=(-k "$(meta "$script" kernel cloud)")
+    for file in $(meta "$script" modules ""); do arguments+=(-m "$file"); done
     tools/initramfs.sh "${arguments[@]}" -t "$script" "$guest_initrd"
 }
 
