@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cli/console.h"
+#include "cli/option_disk.h"
 #include "common/log.h"
 #include "vmm/machine/machine.h"
 
@@ -15,6 +16,7 @@
 
 struct run_options {
     struct machine_config machine;
+    struct cli_disks disks;
     const char *engine;
     bool stats;
     const char *stats_json; /* file, or NULL for the table */
@@ -28,6 +30,7 @@ static const struct option options[] = {
     {"append", required_argument, NULL, 'a'},
     {"memory", required_argument, NULL, 'm'},
     {"cpus", required_argument, NULL, 'c'},
+    {"disk", required_argument, NULL, 'd'},
     {"engine", required_argument, NULL, OPT_ENGINE},
     {"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
     {"debug-exit", required_argument, NULL, OPT_DEBUG_EXIT},
@@ -47,8 +50,10 @@ static void run_help(FILE *out)
           "  -i, --initrd FILE      initial RAM disk; for multiboot a list 'FILE ARGS,FILE2 ARGS'\n"
           "  -a, --append TEXT      kernel command line\n"
           "  -m, --memory SIZE      guest memory with K, M, G or T (default 512M)\n"
-          "  -c, --cpus N           virtual CPUs (default 1)\n"
-          "      --engine NAME      auto, kvm or soft (default auto)\n"
+          "  -c, --cpus N           virtual CPUs (default 1)\n",
+          out);
+    fputs(cli_disk_help, out);
+    fputs("      --engine NAME      auto, kvm or soft (default auto)\n"
           "      --no-reboot        end instead of resetting\n"
           "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
           "      --stats[=json:FILE]  say at the end what the run cost\n"
@@ -96,6 +101,7 @@ static int set_option(struct run_options *o, int opt, char **argv, struct nerr *
         r = cli_parse_number("--cpus", optarg, 1, MACHINE_MAX_CPUS, &n, e);
         if (!r) o->machine.cpus = (unsigned)n;
         break;
+    case 'd': r = cli_disk_add(&o->disks, optarg, e); break;
     case OPT_ENGINE: o->engine = optarg; break;
     case OPT_NO_REBOOT: o->machine.no_reboot = true; break;
     case OPT_DEBUG_EXIT:
@@ -118,7 +124,7 @@ static int parse(struct run_options *o, int argc, char **argv, struct nerr *e)
         .engine = "auto"};
     optind = 0; /* glibc: start anew, also in tests that call this more than once */
     opterr = 0;
-    while (optopt = 0, (opt = getopt_long(argc, argv, "+:k:i:a:m:c:h", options, NULL)) != -1) {
+    while (optopt = 0, (opt = getopt_long(argc, argv, "+:k:i:a:m:c:d:h", options, NULL)) != -1) {
         int r = set_option(o, opt, argv, e);
         if (r) return r;
     }
@@ -139,6 +145,7 @@ static void block_signals(void)
     sigaddset(&set, SIGQUIT);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a disk at the file size limit is an I/O error for the guest */
 }
 
 /* The statistics file must be writable before the run, not found out to be otherwise after hours. */
@@ -171,6 +178,8 @@ static int run_machine(struct run_options *o)
     if (!r) r = console_open(&(struct console_config){.in = STDIN_FILENO, .out = STDOUT_FILENO}, &con, &e);
     if (!r) {
         o->machine.console = (struct machine_console){.ctx = con, .output = console_output, .room = console_room};
+        o->machine.disks = o->disks.disk;
+        o->machine.ndisks = o->disks.disks;
         r = machine_create(&o->machine, &m, &e);
     }
     if (!r) r = check_stats_file(o, &e);
@@ -190,17 +199,19 @@ static int run_verb(int argc, char **argv)
 {
     struct run_options o;
     struct nerr e;
+    int status = CLI_USAGE_STATUS;
     int r = parse(&o, argc, argv, &e);
     if (r == 1) {
         run_help(stdout);
-        return 0;
-    }
-    if (r) {
+        status = 0;
+    } else if (r) {
         nc_error("%s", e.text);
-        return CLI_USAGE_STATUS;
+    } else {
+        block_signals();
+        status = run_machine(&o);
     }
-    block_signals();
-    return run_machine(&o);
+    cli_disks_free(&o.disks);
+    return status;
 }
 
 const struct cli_verb cli_run = {"run", "start a virtual machine with its console here", run_verb, run_help};
