@@ -4,6 +4,10 @@
 #include <string.h>
 
 #include "vmm/machine/machine_internal.h"
+#include "vmm/virtio/devices.h"
+
+/* Bytes per second of the host's entropy: a guest wants a few hundred, and must not keep the host busy with the rest. */
+#define RNG_RATE (1u << 20)
 
 /* Guest memory that a device wrote may hold code that the engine has translated. */
 static void dma_was_written(void *ctx, gpa_t a, uint64_t len)
@@ -35,8 +39,25 @@ static int add_nics(struct machine *m, const struct machine_config *c, struct ne
     return 0;
 }
 
+static void destroy_rng(void *dev)
+{
+    virtio_rng_destroy(dev);
+}
+
+/* Every machine has one: guests without entropy wait for it at boot. */
+static int add_rng(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    (void)c;
+    struct virtio_rng *d;
+    struct machine_device *slot = machine_device_add(m, "rng0", NULL, destroy_rng);
+    struct virtio_rng_config cfg = {.name = slot->id, .loop = m->loop, .rate = RNG_RATE};
+    int r = virtio_rng_create(m->pci, -1, &cfg, &d, e);
+    if (!r) slot->dev = d;
+    return r;
+}
+
 /* In the order of their slots. */
-static int (*const kinds[])(struct machine *m, const struct machine_config *c, struct nerr *e) = {add_nics, add_disks};
+static int (*const kinds[])(struct machine *m, const struct machine_config *c, struct nerr *e) = {add_nics, add_disks, add_rng};
 
 int machine_devices_create(struct machine *m, const struct machine_config *c, struct nerr *e)
 {
