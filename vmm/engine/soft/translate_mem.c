@@ -73,10 +73,17 @@ unsigned tr_borrow(struct tr *t, unsigned i, uint16_t forbidden, bool low_only)
     return r;
 }
 
-static uint32_t new_slot(struct tr *t, bool write, bool hostpage)
+/* A kernel has a stack for each thread: after a switch all sites that use it would look it up, each for itself. So they share a few slots,
+ * and only the first does. Not one slot: a call from one page of the stack into the next would empty it and fill it again each time. */
+#define STACK_SLOTS 8u
+
+static uint32_t new_slot(struct tr *t, bool write, bool hostpage, bool stack)
 {
-    uint32_t half = SITE_COUNT / 2, *next = &t->p->next_slot[t->idx][write][hostpage];
-    uint32_t n = (*next)++ % half + (hostpage ? half : 0);
+    uint32_t half = SITE_COUNT / 2, first = hostpage ? 0 : STACK_SLOTS, n;
+    if (stack && !hostpage && t->idx != MMU_USER)
+        n = (uint32_t)(t->b->rip >> 8) % STACK_SLOTS;
+    else
+        n = t->p->next_slot[t->idx][write][hostpage]++ % (half - first) + first + (hostpage ? half : 0);
     uint32_t slot = ((t->idx * 2u + write) * SITE_COUNT + n) * (uint32_t)sizeof(struct site_slot);
     return GS(site) + slot;
 }
@@ -146,7 +153,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
         return;
     }
     struct site *site = meta_ptr(t->p, site_off);
-    uint32_t slot = new_slot(t, c->write, c->hostpage);
+    uint32_t slot = new_slot(t, c->write, c->hostpage, c->ea.base == R_RSP);
     if (!c->bits) emit_ea(t, c);
     if (flags) {
         if (!rax_lent) emit_store_gs(e, GS_SAVED(R_RAX), R_RAX);
