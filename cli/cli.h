@@ -18,6 +18,7 @@ struct cli_verb {
 };
 
 extern const struct cli_verb cli_run;
+extern const struct cli_verb cli_doctor;
 
 extern const char cli_version[];
 

@@ -22,8 +22,9 @@ modules=${vmlinuz%/boot/*}/lib/modules/$release
 busybox=$(tools/packages.sh --alone busybox-static)/bin/busybox
 
 # The package leaves this to its installation.
-if [ ! -s "$modules/modules.dep" ]; then
+if [ ! -e "$modules/.depmod-done" ]; then
     "$busybox" depmod -b "${vmlinuz%/boot/*}" "$release"
+    touch "$modules/.depmod-done"
 fi
 
 kernel=$out/vmlinux-$release

@@ -53,7 +53,7 @@ exit 7
 END
 LAB_TEST="two words" lab/run --timeout 120 --env LAB_TEST "$work/talk" 'a b' "c'd" >"$work/out" &
 pid=$!
-pids+=($pid)
+pids+=("$pid")
 check streams await 90 said 'heard?' "$work/out"
 touch "$work/go"
 wait $pid
@@ -64,31 +64,31 @@ check status [ $? = 7 ]
 } >"$work/expected"
 check bytes cmp "$work/expected" "$work/out"
 check shared-files [ "$(cat "$work/from-the-box" 2>&1)" = written ]
-check cleans-up nothing_left $pid
+check cleans-up nothing_left "$pid"
 
 echo 'echo up; sleep 1000' >"$work/hang"
 lab/run --timeout 120 "$work/hang" >"$work/out" 2>&1 &
 pid=$!
-pids+=($pid)
+pids+=("$pid")
 await 90 said up "$work/out"
 box=$(box_of $pid)
 kill -TERM $pid
 wait $pid
 check term-status [ $? = 143 ]
 check term-kills gone "${box:-$$}"
-check term-cleans-up nothing_left $pid
+check term-cleans-up nothing_left "$pid"
 
 lab/run --timeout 1 true >"$work/out" 2>&1 &
 pid=$!
-pids+=($pid)
+pids+=("$pid")
 wait $pid
 check timeout-status [ $? = 124 ]
 check timeout-says said 'no end after 1 s' "$work/out"
-check timeout-cleans-up nothing_left $pid
+check timeout-cleans-up nothing_left "$pid"
 
 lab/run --timeout 60 sleep 1000 >"$work/out" 2>&1 &
 pid=$!
-pids+=($pid)
+pids+=("$pid")
 await 20 runs $pid
 box=$(box_of $pid)
 kill -KILL $pid
