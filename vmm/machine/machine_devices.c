@@ -25,17 +25,40 @@ struct machine_device *machine_device_add(struct machine *m, const char *id, voi
     return d;
 }
 
-static int add_disks(struct machine *m, const struct machine_config *c, struct nerr *e)
+static void destroy_virtio_blk(void *dev)
 {
-    (void)m;
-    if (c->ndisks) return nerr_set(e, -ENOTSUP, "--disk: not possible yet");
-    return 0;
+    virtio_blk_destroy(dev);
 }
 
-static int add_nics(struct machine *m, const struct machine_config *c, struct nerr *e)
+/* The device takes the back end over. */
+static int add_virtio_disk(struct machine *m, const struct machine_disk *disk, struct machine_device *slot,
+                           struct nerr *e)
 {
-    (void)m;
-    if (c->nnics) return nerr_set(e, -ENOTSUP, "--net: not possible yet");
+    struct virtio_blk *d;
+    struct virtio_blk_config cfg = {
+        .name = slot->id, .block = slot->block, .serial = disk->serial[0] ? disk->serial : slot->id, .queues = m->cpus};
+    int r = virtio_blk_create(m->pci, -1, &cfg, &d, e);
+    if (!r) slot->dev = d;
+    slot->destroy = destroy_virtio_blk;
+    return r;
+}
+
+static int add_disks(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    for (unsigned i = 0; i < c->ndisks; i++) {
+        const struct machine_disk *disk = &c->disks[i];
+        struct machine_device *slot = machine_device_add(m, disk->id, NULL, NULL);
+        int r = block_open(&disk->block, m->loop, &slot->block, e);
+        if (r) return r;
+        switch (disk->model) {
+        case MACHINE_DISK_VIRTIO: r = add_virtio_disk(m, disk, slot, e); break;
+        default: r = nerr_set(e, -ENOTSUP, "--disk: if=ahci is not possible yet");
+        }
+        if (!r) continue;
+        block_close(slot->block);
+        slot->block = NULL;
+        return r;
+    }
     return 0;
 }
 
@@ -57,7 +80,8 @@ static int add_rng(struct machine *m, const struct machine_config *c, struct ner
 }
 
 /* In the order of their slots. */
-static int (*const kinds[])(struct machine *m, const struct machine_config *c, struct nerr *e) = {add_nics, add_disks, add_rng};
+static int (*const kinds[])(struct machine *m, const struct machine_config *c, struct nerr *e) = {machine_nics_create,
+                                                                                                  add_disks, add_rng};
 
 int machine_devices_create(struct machine *m, const struct machine_config *c, struct nerr *e)
 {

@@ -17,14 +17,13 @@ struct virtio_blk;
 
 struct virtio_blk_config {
     const char *name;    /* for messages and statistics; outlives the device */
-    struct block *block; /* the caller's; closed after the device is destroyed */
+    struct block *block; /* the device's own once it is created, closed with it */
     const char *serial;  /* up to 20 bytes; copied */
     unsigned queues;     /* 1..16; one per vCPU is best */
     bool split_ring;     /* don't offer packed rings */
 };
 int virtio_blk_create(struct pci_bus *b, int slot, const struct virtio_blk_config *cfg, struct virtio_blk **out,
                       struct nerr *e);
-/* Requests must have been drained (block_drain()), or nobody may finish them any more. */
 void virtio_blk_destroy(struct virtio_blk *d);
 /* The back end changed its size: tells the guest. Any thread. */
 void virtio_blk_resized(struct virtio_blk *d);
