@@ -9,6 +9,7 @@
 #include "cli/cli.h"
 #include "cli/console.h"
 #include "cli/option_disk.h"
+#include "cli/option_net.h"
 #include "common/log.h"
 #include "vmm/machine/machine.h"
 
@@ -17,6 +18,7 @@
 struct run_options {
     struct machine_config machine;
     struct cli_disks disks;
+    struct cli_nics nics;
     const char *engine;
     bool stats;
     const char *stats_json; /* file, or NULL for the table */
@@ -31,6 +33,7 @@ static const struct option options[] = {
     {"memory", required_argument, NULL, 'm'},
     {"cpus", required_argument, NULL, 'c'},
     {"disk", required_argument, NULL, 'd'},
+    {"net", required_argument, NULL, 'n'},
     {"engine", required_argument, NULL, OPT_ENGINE},
     {"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
     {"debug-exit", required_argument, NULL, OPT_DEBUG_EXIT},
@@ -53,6 +56,7 @@ static void run_help(FILE *out)
           "  -c, --cpus N           virtual CPUs (default 1)\n",
           out);
     fputs(cli_disk_help, out);
+    fputs(cli_net_help, out);
     fputs("      --engine NAME      auto, kvm or soft (default auto)\n"
           "      --no-reboot        end instead of resetting\n"
           "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
@@ -102,6 +106,7 @@ static int set_option(struct run_options *o, int opt, char **argv, struct nerr *
         if (!r) o->machine.cpus = (unsigned)n;
         break;
     case 'd': r = cli_disk_add(&o->disks, optarg, e); break;
+    case 'n': r = cli_net_add(&o->nics, optarg, e); break;
     case OPT_ENGINE: o->engine = optarg; break;
     case OPT_NO_REBOOT: o->machine.no_reboot = true; break;
     case OPT_DEBUG_EXIT:
@@ -124,7 +129,7 @@ static int parse(struct run_options *o, int argc, char **argv, struct nerr *e)
         .engine = "auto"};
     optind = 0; /* glibc: start anew, also in tests that call this more than once */
     opterr = 0;
-    while (optopt = 0, (opt = getopt_long(argc, argv, "+:k:i:a:m:c:d:h", options, NULL)) != -1) {
+    while (optopt = 0, (opt = getopt_long(argc, argv, "+:k:i:a:m:c:d:n:h", options, NULL)) != -1) {
         int r = set_option(o, opt, argv, e);
         if (r) return r;
     }
@@ -180,6 +185,8 @@ static int run_machine(struct run_options *o)
         o->machine.console = (struct machine_console){.ctx = con, .output = console_output, .room = console_room};
         o->machine.disks = o->disks.disk;
         o->machine.ndisks = o->disks.disks;
+        o->machine.nics = o->nics.nic;
+        o->machine.nnics = o->nics.n;
         r = machine_create(&o->machine, &m, &e);
     }
     if (!r) r = check_stats_file(o, &e);
@@ -211,6 +218,7 @@ static int run_verb(int argc, char **argv)
         status = run_machine(&o);
     }
     cli_disks_free(&o.disks);
+    cli_nics_free(&o.nics);
     return status;
 }
 

@@ -34,8 +34,8 @@ static bool give(struct net *n, const struct net_header *h, const struct iovec *
     struct net_direction *s = &n->stats[0];
     net_count(&s->frames, 1);
     net_count(&s->bytes, len);
-    net_count(&s->copies, 1);
-    net_count(&s->copied, len);
+    device_count(&n->device->bytes_in, len);
+    net_count_copy(n, len);
     return true;
 }
 
@@ -44,7 +44,7 @@ static bool keep(struct net *n, const struct net_header *h, const struct iovec *
     struct net_waiting *w = NULL;
     if (n->waiting_bytes + len <= NET_WAITING_BYTES) w = malloc(sizeof *w + len);
     if (!w) {
-        net_count(&n->stats[0].dropped, 1);
+        net_count_drop(n, 0);
         return false;
     }
     w->next = NULL;
@@ -55,8 +55,7 @@ static bool keep(struct net *n, const struct net_header *h, const struct iovec *
         memcpy(w->data + at, iov[i].iov_base, iov[i].iov_len);
         at += iov[i].iov_len;
     }
-    net_count(&n->stats[0].copies, 1);
-    net_count(&n->stats[0].copied, len);
+    net_count_copy(n, len);
     *n->last = w;
     n->last = &w->next;
     n->waiting_bytes += (uint32_t)len;
@@ -82,7 +81,7 @@ bool net_deliver(struct net *n, const struct net_header *h, const struct iovec *
 {
     size_t len = net_iov_bytes(iov, iovs);
     if (!atomic_load_explicit(&n->link, memory_order_relaxed)) {
-        net_count(&n->stats[0].dropped, 1);
+        net_count_drop(n, 0);
         return true;
     }
     uint64_t now = n->in.active ? clock_mono_ns() : 0;
@@ -177,19 +176,25 @@ bool net_send(struct net *n, const struct iovec *iov, unsigned iovs)
     size_t len = net_iov_bytes(iov + 1, iovs - 1);
     if (iovs < 2 || iovs > NET_MAX_SEGMENTS || iov[0].iov_len != sizeof(struct net_header) || len < NET_ETHERNET ||
         len > NET_MAX_FRAME || !atomic_load_explicit(&n->link, memory_order_relaxed)) {
-        net_count(&s->dropped, 1);
+        net_count_drop(n, 1);
         return true;
     }
     if (atomic_load_explicit(&n->out_limited, memory_order_relaxed) && !out_passes(n, len)) return false;
     if (!n->ops->send(n, iov, iovs, len)) return false;
     net_count(&s->frames, 1);
     net_count(&s->bytes, len);
+    device_count(&n->device->bytes_out, len);
     return true;
 }
 
 void net_send_end(struct net *n)
 {
     if (n->ops->send_end) n->ops->send_end(n);
+}
+
+void net_count_into(struct net *n, struct device_stats *s)
+{
+    n->device = s;
 }
 
 void net_on_writable(struct net *n, void (*fn)(void *ctx), void *ctx)
@@ -215,7 +220,7 @@ void net_set_link(struct net *n, bool up)
         pthread_mutex_lock(n->lock);
         while (n->first) {
             drop_first(n);
-            net_count(&n->stats[0].dropped, 1);
+            net_count_drop(n, 0);
         }
         atomic_store(&n->waiting, false);
         if (n->ops->resume) n->ops->resume(n);
@@ -284,8 +289,6 @@ void net_get_stats(const struct net *n, struct net_stats *s)
         s->bytes[i] = atomic_load_explicit(&d->bytes, memory_order_relaxed);
         s->dropped[i] = atomic_load_explicit(&d->dropped, memory_order_relaxed);
         s->throttled_ns[i] = atomic_load_explicit(&d->throttled_ns, memory_order_relaxed);
-        s->copies[i] = atomic_load_explicit(&d->copies, memory_order_relaxed);
-        s->copied[i] = atomic_load_explicit(&d->copied, memory_order_relaxed);
     }
 }
 
@@ -304,6 +307,7 @@ void net_init(struct net *n, const struct net_ops *ops, struct event_loop *loop,
     n->port = *port;
     n->mtu = NET_MTU_DEFAULT;
     n->last = &n->first;
+    n->device = &n->own_device;
     n->lock = &n->own_lock;
     atomic_init(&n->link, true);
     pthread_mutex_init(&n->own_lock, NULL);
@@ -321,7 +325,7 @@ void net_fini(struct net *n)
     pthread_mutex_destroy(&n->out_lock);
 }
 
-/* The cable leads nowhere, and the link says so. */
+/* A card with its cable out. */
 static bool none_send(struct net *n, const struct iovec *iov, unsigned iovs, size_t len)
 {
     (void)n, (void)iov, (void)iovs, (void)len;
@@ -336,6 +340,7 @@ static int none_open(struct event_loop *loop, const struct net_port *port, struc
     if (!n) return nerr_set(e, -ENOMEM, "network: out of memory");
     net_init(n, &none_ops, loop, port);
     n->offloads = true;
+    atomic_store(&n->link, false);
     *out = n;
     return 0;
 }

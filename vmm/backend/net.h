@@ -18,6 +18,7 @@
 
 #include "common/error.h"
 
+struct device_stats;
 struct event_loop;
 struct net;
 
@@ -93,7 +94,6 @@ struct net_info {
 struct net_stats { /* [0] to the guest, [1] from it */
     uint64_t frames[2], bytes[2], dropped[2];
     uint64_t throttled_ns[2]; /* time that frames had to wait for a limit */
-    uint64_t copies[2], copied[2];
 };
 
 int net_open(const struct net_config *cfg, struct event_loop *loop, const struct net_port *port, struct net **out,
@@ -110,6 +110,8 @@ void net_send_end(struct net *n);
 void net_on_writable(struct net *n, void (*fn)(void *ctx), void *ctx);
 /* The guest made room. Cheap when nothing waits; receive() comes later on the loop's thread. Any lock may be held. */
 void net_receive_ready(struct net *n);
+/* Counts bytes, copies and errors there too. Before the first frame. */
+void net_count_into(struct net *n, struct device_stats *s);
 /* What the guest's driver accepts to receive (virtio feature bits GUEST_CSUM, GUEST_TSO4 ...). Nothing until this is called. */
 void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn, bool ufo);
 /* Plugs the cable out or in: frames are dropped while it is out. Not with a lock of the front end held. */

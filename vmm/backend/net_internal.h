@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "common/event.h"
+#include "vmm/bus/device_stats.h"
 #include "vmm/backend/limiter.h"
 #include "vmm/backend/net.h"
 #include "vmm/backend/offload.h"
@@ -37,7 +38,7 @@ struct net_waiting { /* a frame that could not be delivered yet */
 #define NET_WAITING_BYTES (4u << 20)
 
 struct net_direction {
-    _Atomic uint64_t frames, bytes, dropped, throttled_ns, copies, copied;
+    _Atomic uint64_t frames, bytes, dropped, throttled_ns;
 };
 
 struct net {
@@ -69,6 +70,7 @@ struct net {
 
     struct net_limits limits; /* out_lock */
     struct net_direction stats[2];
+    struct device_stats *device, own_device; /* the NIC's counters; own_device until net_count_into() */
 };
 
 /* ---- net.c, for the back ends ---- */
@@ -78,6 +80,17 @@ void net_fini(struct net *n);
 bool net_deliver(struct net *n, const struct net_header *h, const struct iovec *iov, unsigned iovs);
 /* The batch is over. With n->lock. */
 void net_deliver_end(struct net *n);
+/* The VMM copied a frame. */
+static inline void net_count_copy(struct net *n, uint64_t bytes)
+{
+    device_count(&n->device->copies, 1);
+    device_count(&n->device->copied, bytes);
+}
+static inline void net_count_drop(struct net *n, int way)
+{
+    device_count(&n->stats[way].dropped, 1);
+    device_count(&n->device->errors, 1);
+}
 static inline void net_count(_Atomic uint64_t *c, uint64_t by)
 {
     atomic_fetch_add_explicit(c, by, memory_order_relaxed);

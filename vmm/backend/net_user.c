@@ -309,11 +309,10 @@ static bool user_send(struct net *n, const struct iovec *iov, unsigned iovs, siz
         memcpy(u->scratch + at, iov[i].iov_base, iov[i].iov_len);
         at += iov[i].iov_len;
     }
-    net_count(&n->stats[1].copies, 1);
-    net_count(&n->stats[1].copied, len);
+    net_count_copy(n, len);
     bool ip = offload_parse(u->scratch, len, &f);
     if ((ip && f.end - f.l3 > IP_MAX) || !offload_checksum(h, u->scratch, len)) {
-        net_count(&n->stats[1].dropped, 1);
+        net_count_drop(n, 1);
     } else {
         if (ip) offload_raise_mss(u->scratch, &f, SEGMENT_MAX, false);
         slirp_input(u->slirp, u->scratch, (int)len);

@@ -59,12 +59,14 @@ struct machine_disk {
     char serial[21]; /* at most 20 printable characters; "": made of the id */
 };
 
+#define MACHINE_NIC_MAX_QUEUES 8
 enum machine_nic_model { MACHINE_NIC_VIRTIO, MACHINE_NIC_E1000 };
 struct machine_nic {
     struct net_config net;
     enum machine_nic_model model;
-    char id[32];    /* "net0" unless the user said */
-    uint8_t mac[6]; /* all zeros: made of the machine's name and the NIC's number */
+    unsigned queues; /* pairs of them, 1..MACHINE_NIC_MAX_QUEUES; 0: 1. virtio only */
+    char id[32];     /* "net0" unless the user said */
+    uint8_t mac[6];  /* all zeros: made of the machine's name and the NIC's number */
 };
 
 /* All strings are copied or used during machine_create() only, `name` excepted, which must outlive the machine. */

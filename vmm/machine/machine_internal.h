@@ -123,6 +123,9 @@ void machine_devices_destroy(struct machine *m); /* and the bus */
 /* One more in the list; a machine has room for all that its configuration may ask for. */
 struct machine_device *machine_device_add(struct machine *m, const char *id, void *dev, void (*destroy)(void *dev));
 
+/* machine_nics.c */
+int machine_nics_create(struct machine *m, const struct machine_config *c, struct nerr *e);
+
 /* dump.c: registers for people. */
 void machine_dump(FILE *out, unsigned vcpu, const struct cpu_state *s);
 

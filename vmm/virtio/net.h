@@ -1,0 +1,30 @@
+/* virtio network device (1.2, 5.1): mergeable receive buffers, checksum and TCP segmentation offloads both ways, control queue, several
+ * queue pairs. */
+#ifndef NACELLE_VMM_VIRTIO_NET_H
+#define NACELLE_VMM_VIRTIO_NET_H
+
+#include "vmm/backend/net.h"
+#include "vmm/virtio/virtio.h"
+
+#define VIRTIO_NET_MAX_PAIRS 8
+
+struct virtio_net;
+
+struct virtio_net_options {
+    const char *name; /* "net0"; outlives the device */
+    uint8_t mac[6];
+    unsigned pairs; /* of queues: 1..VIRTIO_NET_MAX_PAIRS; 0: 1 */
+    struct net_config net;
+};
+
+int virtio_net_create(struct pci_bus *b, int slot, const struct virtio_net_options *cfg, struct event_loop *loop,
+                      struct virtio_net **out, struct nerr *e);
+/* vCPUs and the loop must not run. NULL is fine. */
+void virtio_net_destroy(struct virtio_net *v);
+/* For link state, limits and statistics. */
+struct net *virtio_net_backend(struct virtio_net *v);
+struct virtio_device *virtio_net_device(struct virtio_net *v);
+/* Asks the driver to tell the network where it is (after the network has changed behind it). */
+void virtio_net_announce(struct virtio_net *v);
+
+#endif
