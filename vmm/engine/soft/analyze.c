@@ -9,7 +9,8 @@ static void flag_liveness(struct tr *t)
     t->fl_live[t->n] = live;
     for (unsigned i = t->n; i-- > 0;) {
         const struct xinsn *x = &t->x[i];
-        if (x->kind == XK_SPECIAL || x->kind == XK_STEP || x->kind == XK_JCC)
+        if (x->kind == XK_SPECIAL || x->kind == XK_STEP || x->kind == XK_JCC || x->kind == XK_GATE ||
+            x->kind == XK_PUSHF)
             live = FL_ARITH; /* C sees the state before the instruction, whatever that does to flags */
         else
             live = (uint16_t)((live & ~x->fl_kill) | x->fl_read);
@@ -21,6 +22,8 @@ static bool stack_move(const struct xinsn *x, int32_t *by)
 {
     switch (x->kind) {
     case XK_PUSH:
+    case XK_PUSH_MEM:
+    case XK_PUSHF:
     case XK_CALL:
     case XK_CALL_IND: *by = -8; return true;
     case XK_POP: *by = 8; return true;
@@ -68,6 +71,8 @@ bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, i
     *write = false;
     switch (x->kind) {
     case XK_PUSH:
+    case XK_PUSH_MEM:
+    case XK_PUSHF:
     case XK_CALL:
         *disp = -8;
         *write = true;
@@ -145,7 +150,7 @@ static void hoist(struct tr *t, struct group *g)
 {
     int32_t moved = 0;
     for (unsigned a = g->first;; a--) {
-        if (t->fl_live[a] == 0) {
+        if (t->fl_live[a] == 0 && !(a && tr_is_sti(&t->x[a - 1]))) {
             g->anchor = (uint8_t)a;
             g->lo += moved;
             g->hi += moved;
@@ -168,7 +173,9 @@ static void build_groups(struct tr *t)
         const struct xinsn *x = &t->x[i];
         struct path a;
         t->acc[i].group = NO_GROUP;
-        if (groupable(t, x, &a)) {
+        bool shadow =
+            i && tr_is_sti(&t->x[i - 1]); /* may not be left for another block: that could have its safe point there */
+        if (!shadow && groupable(t, x, &a)) {
             struct group *g = t->mode & MODE_NO_MERGE ? NULL : open_group(t, &a);
             int32_t lo = g ? a.disp + g->moved : a.disp, hi = lo + a.size;
             if (g && !joins(g, lo, hi, a.write, side_exit[g - t->g])) {

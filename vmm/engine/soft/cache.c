@@ -487,7 +487,7 @@ void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)
 {
     struct soft_private *p = cpu->priv;
     struct block *from = meta_ptr(p, l->block);
-    if (l->linked || to->mode != ((from->mode & ~MODE_NO_MERGE) | l->extra_mode)) return;
+    if (l->linked || to->mode != l->to_mode) return;
     if (l->cross_page || to->gpa2 != NO_PAGE) {
         unsigned list = from->global && to->global;
         l->next = p->cross_links[list];

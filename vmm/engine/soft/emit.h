@@ -55,6 +55,21 @@ static inline void emit_store_gs32_imm(struct emitter *e, uint32_t off, uint32_t
     emit_gs(e, 0, 0xc7, 0, off);
     e32(e, imm);
 }
+static inline void emit_store_gs8_imm(struct emitter *e, uint32_t off, unsigned v)
+{
+    emit_gs(e, 0, 0xc6, 0, off);
+    e8(e, v);
+}
+static inline void emit_movzx16_gs(struct emitter *e, unsigned reg, uint32_t off)
+{
+    e8(e, 0x65);
+    if (reg >= 8) e8(e, 0x44);
+    e8(e, 0x0f);
+    e8(e, 0xb7);
+    e8(e, 0x04 | (reg & 7) << 3);
+    e8(e, 0x25);
+    e32(e, off);
+}
 static inline int fits_simm32(uint64_t v)
 {
     return (int64_t)v == (int32_t)v;

@@ -188,6 +188,17 @@ static int soft_get_state(struct vcpu *v, struct cpu_state *s)
     return 0;
 }
 
+/* FSW.ES and B follow from the exceptions and their masks (SDM vol. 1 8.1.3.3). A CPU finds that when it loads the image, but a guest may run on
+ * without the image ever being loaded. */
+static void settle_summary(uint8_t *image)
+{
+    uint16_t fcw, fsw;
+    memcpy(&fcw, image, 2);
+    memcpy(&fsw, image + 2, 2);
+    fsw = fsw & ~fcw & 0x3f ? fsw | 0x8080 : fsw & 0x7f7f;
+    memcpy(image + 2, &fsw, 2);
+}
+
 /* The XSAVE image goes to the host's XRSTOR, which faults on a bad one: header and MXCSR must be sound. */
 static int set_fpu(struct soft_cpu *cpu, const uint8_t *image, struct nerr *e)
 {
@@ -203,6 +214,7 @@ static int set_fpu(struct soft_cpu *cpu, const uint8_t *image, struct nerr *e)
         return nerr_set(e, -EINVAL, "state: XSAVE features 0x%llx are not all offered by this host",
                         (unsigned long long)header[0]);
     memcpy(cpu->xsave, image, CPU_XSAVE_SIZE);
+    settle_summary(cpu->xsave);
     cpu->fpu_live = false;
     return 0;
 }

@@ -35,7 +35,11 @@ void soft_update_mode(struct soft_cpu *cpu)
     bool wide = soft_code64(cpu);
     m |= (wide ? 2u : cpu->seg[SEG_CS].attr & SEG_ATTR_DB ? 1u : 0u) << MODE_SIZE_SHIFT;
     if (cpu->cpl == 3 && (cpu->cr0 & CR0_AM) && (cpu->rflags & FL_AC)) m |= MODE_AC;
-    if (SOFT_STEP_ONLY || !wide || (cpu->rflags & FL_TF) || (cpu->dr[7] & 0xff)) m |= MODE_STEP;
+    if (cpu->cr4 & CR4_SMAP) m |= MODE_SMAP;
+    if (cpu->cr4 & CR4_TSD) m |= MODE_TSD;
+    if (cpu->efer & EFER_SCE) m |= MODE_SCE;
+    if (SOFT_STEP_ONLY || !wide || (cpu->rflags & (FL_TF | FL_DF)) || (cpu->dr[7] & 0xff)) m |= MODE_STEP;
+    if (cpu->cpl == 1 || cpu->cpl == 2) m |= MODE_STEP; /* translated code knows only the kernel and programs */
     cpu->mode = m;
     if ((old ^ m) & ~(MODE_IDX_MASK | MODE_STEP | MODE_SIZE_MASK))
         soft_translation_flush(cpu, true, false, GVA(0)); /* the jump cache knows only the mmu index */
@@ -46,7 +50,7 @@ void soft_set_rflags(struct soft_cpu *cpu, uint64_t v)
     uint64_t changed = cpu->rflags ^ v;
     cpu->rflags = v & ~(uint64_t)FL_IF;
     cpu->if_flag = (v & FL_IF) != 0;
-    if (changed & (FL_AC | FL_TF)) soft_update_mode(cpu);
+    if (changed & (FL_AC | FL_TF | FL_DF)) soft_update_mode(cpu);
 }
 
 /* ---- coming back from translated code ---- */
@@ -379,7 +383,7 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
             soft_forward_dead(cpu, dead, b);
         else
             fill_jump(cpu, b);
-        cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
+        soft_give_flags(cpu);
         host = b->host;
     }
 }
@@ -401,7 +405,7 @@ static enum soft_result run_some(struct soft_cpu *cpu)
         if (!extra) fill_jump(cpu, b);
     }
     cpu->rflags &= ~(uint64_t)FL_RF;
-    cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
+    soft_give_flags(cpu);
     return run_translated(cpu, host);
 }
 

@@ -185,15 +185,19 @@ struct soft_engine;
 struct soft_cpu {
     /* --- addressed by translated code as %gs:offset --- */
     uint64_t gpr[16];
-    uint64_t rip;        /* guest RIP (offset in CS) */
-    uint64_t rflags;     /* all of RFLAGS but IF and RF as bits; use soft_get_rflags()/soft_set_rflags() */
+    uint64_t rip; /* guest RIP (offset in CS) */
+    uint64_t
+        rflags; /* all of RFLAGS but IF as bits; use soft_get_rflags()/soft_set_rflags(). While translated code runs the
+                            arithmetic flags and DF are the host's, and those bits are 0 here (soft_give_flags()) */
+    uint8_t always_zero; /* makes a word of the next one: IF << 8 */
     uint8_t if_flag;     /* RFLAGS.IF, 0 or 1 */
     uint8_t irq_shadow;  /* the next instruction is in the shadow of SHADOW_STI or SHADOW_MOV_SS; else 0 */
-    uint8_t irq_waiting; /* an interrupt is pending but IF was 0 when it was looked at */
     uint8_t cpl;
-    _Atomic uint32_t exit_request; /* non-zero: translated code leaves at the next safe point */
     _Atomic uint32_t inbox_flag;   /* another vCPU posted something (code invalidation, page protection) */
-    uint64_t saved[16];            /* true guest values of registers lent out as scratch */
+    _Atomic uint32_t exit_request; /* non-zero: translated code leaves at the next safe point */
+    uint32_t
+        irq_waiting; /* an interrupt is pending but IF was 0 when it was looked at; read together with exit_request */
+    uint64_t saved[16]; /* true guest values of registers lent out as scratch */
     uint64_t tmp[8];
     uint64_t host_rsp;
     uint64_t host_pc;   /* where to enter translated code */
@@ -307,7 +311,7 @@ static inline uint64_t soft_get_rflags(const struct soft_cpu *cpu)
 {
     return (cpu->rflags & ~(uint64_t)FL_IF) | FL_1 | (cpu->if_flag ? FL_IF : 0);
 }
-/* Sets every bit; calls soft_update_mode() itself when AC/TF changed. (run.c) */
+/* Sets every bit; calls soft_update_mode() itself when AC, TF or DF changed. (run.c) */
 void soft_set_rflags(struct soft_cpu *cpu, uint64_t v);
 
 static inline bool soft_long_mode(const struct soft_cpu *cpu)

@@ -30,11 +30,13 @@ enum soft_result soft_run_thunk(struct soft_cpu *cpu, const struct step_entry *e
 {
     uint64_t lent = e->scratch < 16 ? cpu->gpr[e->scratch] : 0;
     cpu->tmp[5] = (uint64_t)(uintptr_t)operand;
-    cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
+    uint64_t before = cpu->rflags;
+    soft_give_flags(cpu);
     soft_fpu_resume(cpu);
     enum soft_host_exit hx = soft_enter(cpu, e->thunk);
     if (e->scratch < 16) cpu->gpr[e->scratch] = lent;
     soft_take_flags(cpu, cpu->tmp[1]);
+    if ((cpu->rflags ^ before) & FL_DF) soft_update_mode(cpu);
     if (hx == HX_THUNK) return SOFT_OK;
     int trap = cpu->priv->fault_trap;
     if (trap == EXC_GP || trap == EXC_AC) return soft_raise_err(cpu, (uint8_t)trap, 0);

@@ -1,7 +1,7 @@
 /* Host code that every translated block shares: entering, leaving, and the hashed TLB look-up behind the
  * per-site inline caches. Made once per vCPU at the start of its code cache. */
-#include "vmm/engine/soft/emit.h"
-#include "vmm/engine/soft/xlat.h"
+#include "vmm/engine/soft/segment.h"
+#include "vmm/engine/soft/tr.h"
 
 #define CALLEE_SAVED 6
 static const uint8_t callee_saved[CALLEE_SAVED] = {R_RBX, R_RBP, R_R12, R_R13, R_R14, R_R15};
@@ -170,6 +170,225 @@ static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsi
     emit_jmp(e, p->code + p->stub_exit[HX_MEM]);
 }
 
+/* ---- system calls ---- */
+
+static void emit_alu32(struct emitter *e, unsigned op, unsigned reg, uint32_t imm)
+{
+    if (reg >= 8) e8(e, 0x41);
+    e8(e, 0x81);
+    e8(e, 0xc0 | op << 3 | (reg & 7));
+    e32(e, imm);
+}
+enum { OP_ADD = 0, OP_OR_ = 1, OP_AND = 4, OP_TEST = 8 };
+
+static void emit_test32(struct emitter *e, unsigned reg, uint32_t imm)
+{
+    if (reg >= 8) e8(e, 0x41);
+    e8(e, 0xf7);
+    e8(e, 0xc0 | (reg & 7));
+    e32(e, imm);
+}
+
+static void emit_shr32(struct emitter *e, unsigned reg, unsigned by)
+{
+    if (reg >= 8) e8(e, 0x41);
+    e8(e, 0xc1);
+    e8(e, 0xe8 | (reg & 7));
+    e8(e, by);
+}
+
+static void emit_mov32(struct emitter *e, unsigned dst, unsigned src)
+{
+    unsigned rex = (src >= 8 ? 4u : 0) | (dst >= 8 ? 1u : 0);
+    if (rex) e8(e, 0x40 | rex);
+    e8(e, 0x89);
+    e8(e, 0xc0 | (src & 7) << 3 | (dst & 7));
+}
+
+/* movzx ecx, word; lea ecx, [rcx+rcx]: how the jump cache is indexed (scaled by 8) */
+static void emit_jump_index(struct emitter *e, unsigned reg)
+{
+    struct host_mem twice = {(uint8_t)reg, (uint8_t)reg, 1, 0};
+    emit_rm32(e, 0x8d, reg, twice);
+}
+
+/* `reg` holds the index; `host` gets the host address, and `reg` becomes what is zero when added to the target's address. */
+static void emit_jump_load(struct emitter *e, unsigned idx, unsigned reg, unsigned host)
+{
+    uint32_t base = GS(jump) + idx * JUMP_CACHE_SIZE * (uint32_t)sizeof(struct jump_slot);
+    struct host_mem at_host = {INSN_NOREG, (uint8_t)reg, 8, (int32_t)(base + offsetof(struct jump_slot, host))};
+    struct host_mem at_rip = {INSN_NOREG, (uint8_t)reg, 8, (int32_t)(base + offsetof(struct jump_slot, neg_rip))};
+    e8(e, 0x65);
+    emit_rm(e, 0x8b, host, at_host);
+    e8(e, 0x65);
+    emit_rm(e, 0x8b, reg, at_rip);
+}
+
+static void emit_flat(struct emitter *e, unsigned seg, uint32_t attr)
+{
+    uint32_t at = GS(seg) + seg * (uint32_t)sizeof(struct cpu_segment);
+    emit_store_gs32_imm(e, at + offsetof(struct cpu_segment, attr), attr);
+    emit_store_gs32_imm(e, at + offsetof(struct cpu_segment, limit), 0xffffffff);
+    emit_gs(e, 1, 0xc7, 0, at + offsetof(struct cpu_segment, base));
+    e32(e, 0);
+}
+
+static void emit_selector(struct emitter *e, unsigned seg, unsigned reg)
+{
+    e8(e, 0x66);
+    emit_gs(e, 0, 0x89, reg,
+            GS(seg) + seg * (uint32_t)sizeof(struct cpu_segment) + offsetof(struct cpu_segment, selector));
+}
+
+static void emit_ring(struct emitter *e, unsigned dpl, unsigned idx)
+{
+    emit_flat(e, SEG_CS, ATTR_CODE64 | dpl << SEG_ATTR_DPL_SHIFT);
+    emit_flat(e, SEG_SS, ATTR_DATA | dpl << SEG_ATTR_DPL_SHIFT);
+    emit_store_gs8_imm(e, GS(cpl), dpl);
+    emit_store_gs8_imm(e, GS(mmu_idx), idx);
+    emit_gs(e, 0, 0x81, 4, GS(mode));
+    e32(e, ~MODE_IDX_MASK); /* and dword */
+    emit_gs(e, 0, 0x81, 1, GS(mode));
+    e32(e, idx); /* or dword */
+}
+
+/* RCX has been set to the return address and exit_info to the instruction, which C gets when the handler's code is not known or when it is to
+ * run with flags that make another mode. SYSCALL of SDM vol. 2, from 64-bit code. */
+static void make_syscall(struct soft_cpu *cpu, struct emitter *e, unsigned idx)
+{
+    struct soft_private *p = cpu->priv;
+    struct host_mem sum = {R_RCX, R_R11, 1, 0};
+    uint32_t keep = ~(FL_ARITH | FL_DF | FL_IF | FL_1);
+    emit_store_gs(e, GS_TMP(3), R_RCX);
+    emit_movzx16_gs(e, R_RCX, GS(lstar));
+    emit_jump_index(e, R_RCX);
+    emit_jump_load(e, idx, R_RCX, R_R11);
+    emit_store_gs(e, GS_TMP(0), R_R11);
+    emit_load_gs(e, R_R11, GS(lstar));
+    emit_lea(e, R_RCX, sum);
+    e8(e, 0xe3);
+    e8(e, 5);
+    uint8_t *unknown = emit_jmp(e, NULL);
+    emit_flags_image(e, R_R11, R_RCX);
+    emit_load_gs(e, R_RCX, GS(sfmask));
+    e8(e, 0x48);
+    e8(e, 0xf7);
+    e8(e, 0xd1);                    /* not rcx */
+    emit_rr(e, 0x21, R_RCX, R_R11); /* and rcx, r11: the new flags */
+    emit_test32(e, R_RCX, FL_AC | FL_TF);
+    uint8_t *odd = emit_jcc(e, 5, NULL);
+    emit_store_gs(e, GS_TMP(4), R_RCX);
+    emit_shr32(e, R_RCX, 9);
+    emit_alu32(e, OP_AND, R_RCX, 1);
+    emit_gs(e, 0, 0x88, R_RCX, GS(if_flag));
+    emit_load_gs(e, R_RCX, GS_TMP(4));
+    emit_alu32(e, OP_AND, R_RCX, keep);
+    emit_store_gs(e, GS(rflags), R_RCX);
+    emit_ring(e, 0, idx);
+    emit_movzx16_gs(e, R_RCX, GS(star) + 4);
+    emit_alu32(e, OP_AND, R_RCX, ~3u);
+    emit_selector(e, SEG_CS, R_RCX);
+    emit_alu32(e, OP_ADD, R_RCX, 8);
+    emit_selector(e, SEG_SS, R_RCX);
+    emit_gs(e, 0, 0xf7, 0, GS_TMP(4));
+    e32(e, FL_ARITH); /* test dword: any left? Not with Linux */
+    uint8_t *some = emit_jcc(e, 5, NULL);
+    emit_mov_imm(e, R_RCX, 1);
+    emit_alu32(e, OP_ADD, R_RCX, 0); /* all six become 0 */
+    uint8_t *go = e->p;
+    emit_load_gs(e, R_RCX, GS_TMP(3));
+    emit_gs(e, 0, 0xff, 4, GS_TMP(0));
+    patch_rel32(some, e->p);
+    emit_load_gs(e, R_RCX, GS_TMP(4));
+    emit_alu32(e, OP_AND, R_RCX, FL_ARITH);
+    emit_store_gs(e, GS_TMP(6), R_RSP);
+    emit_load_gs(e, R_RSP, GS(host_rsp));
+    emit_push(e, R_RCX);
+    e8(e, 0x9d); /* popfq */
+    emit_load_gs(e, R_RSP, GS_TMP(6));
+    emit_jmp(e, go);
+    patch_rel32(odd, e->p); /* the flags as they were, from the image */
+    emit_alu32(e, OP_AND, R_R11, FL_ARITH);
+    emit_store_gs(e, GS_TMP(6), R_RSP);
+    emit_load_gs(e, R_RSP, GS(host_rsp));
+    emit_push(e, R_R11);
+    e8(e, 0x9d);
+    emit_load_gs(e, R_RSP, GS_TMP(6));
+    patch_rel32(unknown, e->p);
+    emit_jmp(e, p->code + p->stub_exit[HX_SPECIAL]);
+}
+
+/* SYSRET to 64-bit code. To C: when an interrupt may be due, when the target is not known (which includes that it is not canonical), when the flags
+ * make another mode. */
+static void make_sysret(struct soft_cpu *cpu, struct emitter *e)
+{
+    struct soft_private *p = cpu->priv;
+    struct host_mem sum = {R_RCX, R_RAX, 1, 0};
+    uint32_t keep = 0x3c7fd7u & ~(FL_ARITH | FL_DF | FL_IF | FL_1);
+    emit_store_gs(e, GS_TMP(3), R_RCX);
+    emit_store_gs(e, GS_TMP(4), R_RAX);
+    emit_store_gs(e, GS_TMP(5), R_RDX);
+    emit_load_gs(e, R_RCX, GS(exit_request)); /* and irq_waiting */
+    e8(e, 0xe3);
+    e8(e, 5);
+    uint8_t *due = emit_jmp(e, NULL);
+    emit_movzx16_gs(e, R_RCX, GS_TMP(3));
+    emit_jump_index(e, R_RCX);
+    emit_jump_load(e, MMU_USER, R_RCX, R_RDX);
+    emit_load_gs(e, R_RAX, GS_TMP(3));
+    emit_lea(e, R_RCX, sum);
+    e8(e, 0xe3);
+    e8(e, 5);
+    uint8_t *unknown = emit_jmp(e, NULL);
+    e8(e, 0x9f); /* lahf */
+    e8(e, 0x0f);
+    e8(e, 0x90);
+    e8(e, 0xc0); /* seto al */
+    emit_test32(e, R_R11, FL_AC | FL_TF | FL_DF);
+    uint8_t *odd = emit_jcc(e, 5, NULL);
+    emit_store_gs(e, GS_TMP(0), R_RDX);
+    emit_mov32(e, R_RCX, R_R11);
+    emit_shr32(e, R_RCX, 9);
+    emit_alu32(e, OP_AND, R_RCX, 1);
+    emit_gs(e, 0, 0x88, R_RCX, GS(if_flag));
+    emit_mov32(e, R_RCX, R_R11);
+    emit_alu32(e, OP_AND, R_RCX, keep);
+    emit_store_gs(e, GS(rflags), R_RCX);
+    emit_ring(e, 3, MMU_USER);
+    emit_movzx16_gs(e, R_RCX, GS(star) + 6);
+    emit_alu32(e, OP_ADD, R_RCX, 8);
+    emit_alu32(e, OP_OR_, R_RCX, 3);
+    emit_selector(e, SEG_SS, R_RCX);
+    emit_movzx16_gs(e, R_RCX, GS(star) + 6);
+    emit_alu32(e, OP_ADD, R_RCX, 16);
+    emit_alu32(e, OP_OR_, R_RCX, 3);
+    emit_selector(e, SEG_CS, R_RCX);
+    emit_mov32(e, R_RAX, R_R11);
+    emit_mov32(e, R_RCX, R_R11);
+    emit_shr32(e, R_RCX, 11);
+    emit_alu32(e, OP_AND, R_RCX, 1);
+    e8(e, 0x88);
+    e8(e, 0xc4); /* mov ah, al */
+    e8(e, 0x80);
+    e8(e, 0xc1);
+    e8(e, 0x7f); /* add cl, 0x7f: OF */
+    e8(e, 0x9e); /* sahf */
+    emit_load_gs(e, R_RCX, GS_TMP(3));
+    emit_load_gs(e, R_RAX, GS_TMP(4));
+    emit_load_gs(e, R_RDX, GS_TMP(5));
+    emit_gs(e, 0, 0xff, 4, GS_TMP(0));
+    patch_rel32(odd, e->p);
+    e8(e, 0x04);
+    e8(e, 0x7f);
+    e8(e, 0x9e);
+    patch_rel32(unknown, e->p);
+    patch_rel32(due, e->p);
+    emit_load_gs(e, R_RCX, GS_TMP(3));
+    emit_load_gs(e, R_RAX, GS_TMP(4));
+    emit_load_gs(e, R_RDX, GS_TMP(5));
+    emit_jmp(e, p->code + p->stub_exit[HX_SPECIAL]);
+}
+
 void soft_make_stubs(struct soft_cpu *cpu)
 {
     struct soft_private *p = cpu->priv;
@@ -187,6 +406,12 @@ void soft_make_stubs(struct soft_cpu *cpu)
                 p->stub_tlb[idx][w][s] = (uint32_t)(e.p - p->code);
                 make_tlb(cpu, &e, idx, w, s);
             }
+    for (unsigned smap = 0; smap < 2; smap++) {
+        p->stub_syscall[smap] = (uint32_t)(e.p - p->code);
+        make_syscall(cpu, &e, smap ? MMU_KERNEL : MMU_KERNEL_AC);
+    }
+    p->stub_sysret = (uint32_t)(e.p - p->code);
+    make_sysret(cpu, &e);
     p->code_stubs_end = (uint32_t)((e.p - p->code + 63) & ~63);
     p->code_used = p->code_stubs_end;
 }

@@ -28,7 +28,7 @@ struct access {
     int32_t rel;   /* offset in the group's frame at its first access */
 };
 
-enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_LOOKUP, COLD_SPECIAL };
+enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_STI, COLD_LOOKUP, COLD_SPECIAL };
 struct cold {
     uint8_t kind;
     uint8_t *jump;        /* rel32 to patch to the cold code */
@@ -40,6 +40,9 @@ struct cold {
     uint8_t scratch, idx, write;
     uint16_t borrowed;
     uint64_t rip;
+    bool hoisted; /* COLD_SITE of a group: stands before the instruction it is for */
+    uint8_t more; /* COLD_SPECIAL: other jumps that lead here */
+    uint8_t *other[7];
 };
 
 struct tr {
@@ -63,7 +66,7 @@ struct tr {
     uint8_t *loop;      /* where its back edge goes; NULL: no such loop */
     unsigned colds;
     struct cold cold[MAX_COLD];
-    struct imap map[BLOCK_MAX_INSNS + 1];
+    struct imap map[2 * BLOCK_MAX_INSNS + 1];
     unsigned maps;
     uint64_t next_rip; /* after the last instruction */
 };
@@ -77,11 +80,28 @@ bool tr_plain_access(const struct tr *t, const struct xinsn *x, uint8_t *base, i
                      bool *write);
 static inline bool tr_is_stack(const struct xinsn *x)
 {
-    return x->kind == XK_PUSH || x->kind == XK_POP || x->kind == XK_CALL || x->kind == XK_RET || x->kind == XK_LEAVE;
+    return x->kind == XK_PUSH || x->kind == XK_POP || x->kind == XK_CALL || x->kind == XK_RET || x->kind == XK_LEAVE ||
+           x->kind == XK_PUSH_MEM || x->kind == XK_PUSHF;
 }
 
 /* translate.c */
 uint32_t tr_new_link(struct tr *t, uint64_t target);
+uint32_t tr_keep_insn(struct tr *t, unsigned i); /* a copy of the instruction for C; 0 when there is no room */
+void tr_note_map(struct tr *t, unsigned i);      /* what follows is instruction i; at most two each */
+void tr_move_rsp(struct tr *t, int32_t by);
+void tr_link_jump(struct tr *t, uint64_t target, uint32_t mode);
+struct host_mem tr_access_now(struct tr *t, unsigned i, uint16_t forbidden);
+void tr_sti_check(struct tr *t, unsigned i);
+/* Code, out of the way, that leaves for C to do the instruction kept as `info`; the n jumps lead there. `flags`: they are stashed. */
+void tr_cold_special(struct tr *t, uint8_t *const *jump, unsigned n, uint32_t info, bool flags);
+
+/* translate_sys.c */
+void tr_promote(const struct tr *t, struct xinsn *x); /* from XK_SPECIAL to what can be done in translated code */
+bool tr_is_sti(const struct xinsn *x);
+void tr_emit_sys(struct tr *t, unsigned i);
+void emit_unstash_flags(struct emitter *e);
+/* r1 = RFLAGS as PUSHF and SYSCALL see it; uses r2 and the host's stack. Keeps the flags. */
+void emit_flags_image(struct emitter *e, unsigned r1, unsigned r2);
 
 /* reencode.c: emits instruction x with its memory operand replaced by m (m NULL: as it is). */
 void emit_reencoded(struct emitter *e, const struct xinsn *x, const struct host_mem *m);

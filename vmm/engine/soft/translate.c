@@ -26,7 +26,7 @@ uint32_t tr_new_link(struct tr *t, uint64_t target)
         return 0;
     }
     struct link *l = meta_ptr(t->p, off);
-    *l = (struct link){.target = target, .block = t->b_off};
+    *l = (struct link){.target = target, .block = t->b_off, .to_mode = t->mode & ~MODE_NO_MERGE};
     l->cross_page = ((target ^ t->b->rip) & PAGE_MASK) != 0;
     return off;
 }
@@ -43,12 +43,18 @@ static struct cold *new_cold(struct tr *t, enum cold_kind kind, uint8_t *jump)
     return c;
 }
 
-static void emit_link_jump(struct tr *t, uint64_t target)
+void tr_link_jump(struct tr *t, uint64_t target, uint32_t mode)
 {
     tr_restore(t, 0xffff);
     uint8_t *jump = emit_jmp(&t->e, NULL);
     struct cold *c = new_cold(t, COLD_LINK, jump);
     c->meta = tr_new_link(t, target);
+    if (c->meta) ((struct link *)meta_ptr(t->p, c->meta))->to_mode = mode;
+}
+
+static void emit_link_jump(struct tr *t, uint64_t target)
+{
+    tr_link_jump(t, target, t->mode & ~MODE_NO_MERGE);
 }
 
 static void emit_side_exit(struct tr *t, unsigned cc, uint64_t target)
@@ -108,7 +114,7 @@ static void emit_indirect(struct tr *t, unsigned target, int32_t rsp_back)
 }
 
 /* A copy of the instruction for C; 0 when there is no room. */
-static uint32_t keep_insn(struct tr *t, unsigned i)
+uint32_t tr_keep_insn(struct tr *t, unsigned i)
 {
     uint32_t off = soft_meta_alloc(t->p, sizeof(struct xinsn));
     if (off)
@@ -118,14 +124,14 @@ static uint32_t keep_insn(struct tr *t, unsigned i)
     return off;
 }
 
-static struct host_mem access_now(struct tr *t, unsigned i, uint16_t forbidden)
+struct host_mem tr_access_now(struct tr *t, unsigned i, uint16_t forbidden)
 {
     struct host_mem m = {INSN_NOREG, INSN_NOREG, 1, 0};
     tr_access(t, i, forbidden, &m);
     return m;
 }
 
-static void note_map(struct tr *t, unsigned i)
+void tr_note_map(struct tr *t, unsigned i)
 {
     struct imap *m = &t->map[t->maps++];
     m->host = (uint32_t)(t->e.p - t->p->code);
@@ -133,7 +139,7 @@ static void note_map(struct tr *t, unsigned i)
     m->borrowed = t->borrowed;
 }
 
-static void move_rsp(struct tr *t, int32_t by)
+void tr_move_rsp(struct tr *t, int32_t by)
 {
     struct host_mem m = {R_RSP, INSN_NOREG, 1, by};
     emit_lea(&t->e, R_RSP, m);
@@ -142,7 +148,7 @@ static void move_rsp(struct tr *t, int32_t by)
 static void emit_push_constant(struct tr *t, unsigned i, uint64_t v, uint16_t forbidden)
 {
     struct emitter *e = &t->e;
-    struct host_mem m = access_now(t, i, forbidden);
+    struct host_mem m = tr_access_now(t, i, forbidden);
     m.base = R_RSP;
     m.disp = -8;
     if (fits_simm32(v)) {
@@ -155,7 +161,7 @@ static void emit_push_constant(struct tr *t, unsigned i, uint64_t v, uint16_t fo
         emit_mov_imm(e, r, v);
         emit_rm(e, 0x89, r, m);
     }
-    move_rsp(t, -8);
+    tr_move_rsp(t, -8);
 }
 
 static void emit_push_insn(struct tr *t, unsigned i)
@@ -165,24 +171,24 @@ static void emit_push_insn(struct tr *t, unsigned i)
         emit_push_constant(t, i, in->op[0].imm, 0);
         return;
     }
-    struct host_mem m = access_now(t, i, 0);
-    note_map(t, i);
+    struct host_mem m = tr_access_now(t, i, 0);
+    tr_note_map(t, i);
     emit_rm(&t->e, 0x89, in->op[0].reg, m);
-    move_rsp(t, -8);
+    tr_move_rsp(t, -8);
 }
 
 static void emit_pop_insn(struct tr *t, unsigned i)
 {
     const struct insn *in = &t->x[i].in;
-    struct host_mem m = access_now(t, i, 0);
+    struct host_mem m = tr_access_now(t, i, 0);
     emit_rm(&t->e, 0x8b, in->op[0].reg, m);
-    if (in->op[0].reg != R_RSP) move_rsp(t, 8);
+    if (in->op[0].reg != R_RSP) tr_move_rsp(t, 8);
     t->borrowed &= (uint16_t) ~(1u << in->op[0].reg);
 }
 
 static void emit_leave(struct tr *t, unsigned i)
 {
-    struct host_mem m = access_now(t, i, 0);
+    struct host_mem m = tr_access_now(t, i, 0);
     struct host_mem above = {R_RBP, INSN_NOREG, 1, 8};
     emit_lea(&t->e, R_RSP, above);
     emit_rm(&t->e, 0x8b, R_RBP, m);
@@ -191,11 +197,11 @@ static void emit_leave(struct tr *t, unsigned i)
 static void emit_ret(struct tr *t, unsigned i)
 {
     const struct insn *in = &t->x[i].in;
-    struct host_mem m = access_now(t, i, 1u << R_RCX);
+    struct host_mem m = tr_access_now(t, i, 1u << R_RCX);
     unsigned target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | 1u << m.index), false);
     emit_rm(&t->e, 0x8b, target, m);
     int32_t by = 8 + (in->ops ? (int32_t)(uint16_t)in->op[0].imm : 0);
-    move_rsp(t, by);
+    tr_move_rsp(t, by);
     emit_indirect(t, target, -by);
 }
 
@@ -204,7 +210,7 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
     const struct xinsn *x = &t->x[i];
     unsigned target;
     if (x->in.has_mem) {
-        struct host_mem m = access_now(t, i, 1u << R_RCX);
+        struct host_mem m = tr_access_now(t, i, 1u << R_RCX);
         target = tr_borrow(
             t, i, (uint16_t)(1u << R_RCX | (m.index < 16 ? 1u << m.index : 0) | (m.base < 16 ? 1u << m.base : 0)),
             false);
@@ -218,7 +224,7 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
         return;
     }
     /* The target is looked up before anything is pushed: an unknown one may be no address, and then nothing must have been (C does all). */
-    emit_lookup(t, target, COLD_SPECIAL)->meta = keep_insn(t, i);
+    emit_lookup(t, target, COLD_SPECIAL)->meta = tr_keep_insn(t, i);
     struct xinsn keep = t->x[i];
     t->x[i].kind = XK_CALL; /* for the push, which is checked on its own: [rsp-8] */
     t->acc[i].group = NO_GROUP;
@@ -229,41 +235,58 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
     emit_gs(&t->e, 0, 0xff, 4, GS_TMP(0));
 }
 
+void tr_cold_special(struct tr *t, uint8_t *const *jump, unsigned n, uint32_t info, bool flags)
+{
+    struct cold *c = new_cold(t, COLD_SPECIAL, jump[0]);
+    c->meta = info;
+    c->flags = flags;
+    c->more = (uint8_t)(n - 1);
+    for (unsigned k = 1; k < n; k++) c->other[k - 1] = jump[k];
+}
+
 static void emit_special(struct tr *t, unsigned i)
 {
     tr_restore(t, 0xffff);
-    uint32_t off = keep_insn(t, i);
+    uint32_t off = tr_keep_insn(t, i);
     emit_store_gs32_imm(&t->e, GS(exit_info), off);
     emit_jmp(&t->e, t->p->code + t->p->stub_exit[HX_SPECIAL]);
 }
 
-static void emit_request_check(struct tr *t, unsigned i)
+/* Leaves before instruction i when exit_request is set; `wide`: or irq_waiting. */
+static void emit_request(struct tr *t, unsigned i, enum cold_kind kind, unsigned wide)
 {
     struct emitter *e = &t->e;
     uint8_t *jump;
     if (t->fl_live[i] == 0) {
-        e8(e, 0x65);
-        e8(e, 0x83);
-        e8(e, 0x3c);
-        e8(e, 0x25);
-        e32(e, GS(exit_request));
-        e8(e, 0); /* cmp dword, 0 */
+        emit_gs(e, wide, 0x83, 7, GS(exit_request));
+        e8(e, 0); /* cmp dword or qword, 0 */
         jump = emit_jcc(e, 5, NULL);
-        new_cold(t, COLD_REQUEST, jump)->rip = t->x[i].in.rip;
+        new_cold(t, kind, jump)->rip = t->x[i].in.rip;
         return;
     }
     /* keeps the flags: JRCXZ */
-    if (t->held & (1u << R_RCX)) return;
     bool lent = t->borrowed & (1u << R_RCX);
     if (!lent) emit_store_gs(e, GS_TMP(7), R_RCX);
-    emit_gs(e, 0, 0x8b, R_RCX, GS(exit_request));
+    emit_gs(e, wide, 0x8b, R_RCX, GS(exit_request));
     uint8_t skip = (uint8_t)(5 + (lent ? 0 : 9));
     e8(e, 0xe3);
     e8(e, skip); /* jrcxz */
     if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
     jump = emit_jmp(e, NULL);
-    new_cold(t, COLD_REQUEST, jump)->rip = t->x[i].in.rip;
+    new_cold(t, kind, jump)->rip = t->x[i].in.rip;
     if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
+}
+
+static void emit_request_check(struct tr *t, unsigned i)
+{
+    if (t->fl_live[i] && t->held & (1u << R_RCX)) return;
+    emit_request(t, i, COLD_REQUEST, 0);
+}
+
+/* Between STI and instruction i, its shadow: if an interrupt waits, C makes that one by itself. */
+void tr_sti_check(struct tr *t, unsigned i)
+{
+    emit_request(t, i, COLD_STI, 1);
 }
 
 static void emit_back_edge(struct tr *t, unsigned cc);
@@ -275,13 +298,13 @@ static void emit_insn(struct tr *t, unsigned i)
     switch (x->kind) {
     case XK_NOP: break;
     case XK_COPY:
-        note_map(t, i);
+        tr_note_map(t, i);
         emit_reencoded(&t->e, x, NULL);
         t->borrowed &= (uint16_t)~x->reg_kill;
         break;
     case XK_MEM: {
-        struct host_mem m = access_now(t, i, 0);
-        note_map(t, i);
+        struct host_mem m = tr_access_now(t, i, 0);
+        tr_note_map(t, i);
         emit_reencoded(&t->e, x, &m);
         t->borrowed &= (uint16_t)~x->reg_kill;
         break;
@@ -312,6 +335,11 @@ static void emit_insn(struct tr *t, unsigned i)
     case XK_RET: emit_ret(t, i); break;
     case XK_JMP_IND: emit_indirect_branch(t, i, false); break;
     case XK_CALL_IND: emit_indirect_branch(t, i, true); break;
+    case XK_PUSH_MEM:
+    case XK_PUSHF:
+    case XK_SYS:
+    case XK_REP:
+    case XK_GATE: tr_emit_sys(t, i); break;
     default: emit_special(t, i); break;
     }
 }
@@ -331,8 +359,9 @@ static void emit_link_stub(struct tr *t, uint32_t link, uint8_t *jump)
     emit_jmp(&t->e, t->p->code + t->p->stub_exit[HX_LINK]);
 }
 
-/* Does the group's range cross a page border? Returns where to patch the jump taken then; else the scratch holds its address. */
-static uint8_t *emit_split_test(struct tr *t, const struct cold *c)
+/* Does the group's range cross a page border, or is a check that stands before a test for NULL about NULL? `from`: where to patch the jumps taken
+ * then; else the scratch holds its address. */
+static void emit_split_test(struct tr *t, const struct cold *c, uint8_t *from[2])
 {
     struct emitter *e = &t->e;
     unsigned s = c->scratch, rex = s >= 8 ? 0x41 : 0;
@@ -345,15 +374,22 @@ static uint8_t *emit_split_test(struct tr *t, const struct cold *c)
     e8(e, 0x81);
     e8(e, 0xf8 | (s & 7));
     e32(e, (uint32_t)PAGE_SIZE - c->size); /* cmp s32, 4096 - size */
-    uint8_t *ja = emit_jcc(e, 7, NULL);
+    from[0] = emit_jcc(e, 7, NULL);
     emit_load_gs(e, s, GS_TMP(6));
-    return ja;
+    if (c->hoisted) {
+        e8(e, 0x48 | (s >= 8));
+        e8(e, 0x81);
+        e8(e, 0xf8 | (s & 7));
+        e32(e, (uint32_t)PAGE_SIZE); /* cmp s, 4096 */
+        from[1] = emit_jcc(e, 2, NULL);
+    }
 }
 
-static void emit_split(struct tr *t, const struct cold *c, uint8_t *from)
+static void emit_split(struct tr *t, const struct cold *c, uint8_t *const from[2])
 {
     struct emitter *e = &t->e;
-    patch_rel32(from, e->p);
+    for (unsigned n = 0; n < 2; n++)
+        if (from[n]) patch_rel32(from[n], e->p);
     if (c->flags) { /* as after a check that held */
         e8(e, 0x04);
         e8(e, 0x7f);
@@ -463,12 +499,13 @@ static void emit_cold(struct tr *t, const struct cold *c)
     case COLD_SITE: {
         struct site *s = meta_ptr(t->p, c->meta);
         emit_gs(e, 1, 0x03, c->scratch, s->slot); /* add s, tag: the address again */
-        uint8_t *split = c->split ? emit_split_test(t, c) : NULL;
+        uint8_t *split[2] = {NULL, NULL};
+        if (c->split) emit_split_test(t, c, split);
         if (c->idx == MMU_USER && c->resume)
             emit_tlb_inline(t, c, s);
         else
             emit_to_stub(t, c);
-        if (split) emit_split(t, c, split);
+        if (c->split) emit_split(t, c, split);
         break;
     }
     case COLD_LINK: {
@@ -481,12 +518,15 @@ static void emit_cold(struct tr *t, const struct cold *c)
         emit_link_stub(t, c->meta, jump);
         break;
     }
+    case COLD_STI: emit_store_gs8_imm(e, GS(irq_shadow), SHADOW_STI); /* fall through */
     case COLD_REQUEST:
         restore_from(t, c->borrowed);
         emit_store_gs_imm(e, GS(rip), c->rip);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_REQUEST]);
         break;
     case COLD_SPECIAL:
+        for (unsigned n = 0; n < c->more; n++) patch_rel32(c->other[n], start);
+        if (c->flags) emit_unstash_flags(e);
         restore_from(t, c->borrowed);
         emit_store_gs32_imm(e, GS(exit_info), c->meta);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_SPECIAL]);
@@ -539,7 +579,8 @@ static bool ends_block(const struct xinsn *x, uint64_t rip)
     case XK_JMP_IND:
     case XK_CALL_IND:
     case XK_SPECIAL:
-    case XK_STEP: return true;
+    case XK_STEP:
+    case XK_GATE: return true;
     case XK_JCC: return x->in.rip + x->in.len + x->in.op[0].imm <= rip || (int64_t)x->in.op[0].imm < 0;
     default: return false;
     }
@@ -554,6 +595,25 @@ static void mark_undefined(struct xinsn *x, uint64_t at)
     x->in.code_size = 8;
 }
 
+/* From what an instruction is to what it becomes in this mode. */
+static void adapt(const struct tr *t, struct xinsn *x)
+{
+    if (too_odd(t, x))
+        x->kind = XK_STEP;
+    else if (x->in.mnemonic == ZYDIS_MNEMONIC_STD) /* to MODE_STEP */
+        x->kind = XK_STEP;
+    else if (x->in.mnemonic == ZYDIS_MNEMONIC_CLD) /* DF is clear already */
+        x->kind = XK_NOP;
+    else if (x->kind == XK_SPECIAL)
+        tr_promote(t, x);
+}
+
+/* STI looks after the instruction in its shadow; when that is in another block C must. */
+static void lone_sti(struct tr *t)
+{
+    if (t->n && tr_is_sti(&t->x[t->n - 1])) t->x[t->n - 1].kind = XK_SPECIAL;
+}
+
 /* The one instruction at the end of a page that goes on in the next. */
 static bool gather_across(struct tr *t, uint64_t rip, const uint8_t *page, const uint8_t *next)
 {
@@ -564,9 +624,10 @@ static bool gather_across(struct tr *t, uint64_t rip, const uint8_t *page, const
     memcpy(bytes + first, next, 15 - first);
     if (soft_decode(bytes, 15, 8, rip, &t->x[0]) < 0) return false;
     if (t->x[0].in.len <= first) return false;
-    if (too_odd(t, &t->x[0])) t->x[0].kind = XK_STEP;
+    adapt(t, &t->x[0]);
     t->n = 1;
     t->next_rip = rip + t->x[0].in.len;
+    lone_sti(t);
     return true;
 }
 
@@ -589,20 +650,25 @@ static bool gather(struct tr *t, uint64_t rip, const uint8_t *page)
         } else if (r < 0) {
             break;
         }
-        if (too_odd(t, x)) x->kind = XK_STEP;
+        adapt(t, x);
         t->n++;
         at += x->in.len;
         if (ends_block(x, rip) || (at & (PAGE_SIZE - 1)) == 0 || ((at ^ rip) & PAGE_MASK)) break;
     }
     t->next_rip = at;
+    lone_sti(t);
     return t->n > 0;
 }
 
-/* The boundary for the safe point: the first where the flags are dead, else the entry. */
+/* The boundary for the safe point: the first where the flags are dead, else the entry; never that behind STI. A block that goes on in another
+ * mode has none: no loop is made of such blocks alone. */
 static unsigned request_boundary(const struct tr *t)
 {
+    const struct xinsn *last = &t->x[t->n - 1];
+    if (last->kind == XK_GATE && (last->in.mnemonic == ZYDIS_MNEMONIC_STAC || last->in.mnemonic == ZYDIS_MNEMONIC_CLAC))
+        return BLOCK_MAX_INSNS;
     for (unsigned i = 0; i < t->n; i++)
-        if (t->fl_live[i] == 0) return i;
+        if (t->fl_live[i] == 0 && !(i && tr_is_sti(&t->x[i - 1]))) return i;
     return 0;
 }
 

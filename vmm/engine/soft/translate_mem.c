@@ -99,6 +99,7 @@ struct check {
     const struct xinsn *bits; /* bit string operand: add the bit offset's words */
     uint16_t size;
     bool write, hostpage, merged;
+    bool hoisted; /* stands before a conditional branch that the access is behind */
 };
 
 static void emit_ea(struct tr *t, const struct check *c)
@@ -211,12 +212,16 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
                           .held = t->held,
                           .size = c->size,
                           .flags = flags,
+                          .hoisted = c->hoisted,
                           .rax_lent = rax_lent,
                           .borrowed = t->borrowed};
     if (!c->merged) return;
     /* A range across a page border (a stack frame in a loop, say) fails always: without going through C, on to the other variant. */
     cold->split = tr_new_link(t, t->x[i].in.rip);
-    if (cold->split) ((struct link *)meta_ptr(t->p, cold->split))->extra_mode = MODE_NO_MERGE;
+    if (!cold->split) return;
+    struct link *l = meta_ptr(t->p, cold->split);
+    l->extra_mode = MODE_NO_MERGE;
+    l->to_mode |= MODE_NO_MERGE;
 }
 
 /* While the flags are live they are kept in RAX: the check's scratch must be another one. */
@@ -234,7 +239,10 @@ static uint16_t group_regs(const struct group *g)
 static unsigned group_register(struct tr *t, const struct group *g)
 {
     uint16_t used = (uint16_t)(1u << R_RSP | 1u << R_RAX | group_regs(g) | t->held);
-    for (unsigned k = g->anchor; k <= g->last; k++) used |= t->x[k].reg_read | t->x[k].reg_write;
+    for (unsigned k = g->anchor; k <= g->last; k++) {
+        used |= t->x[k].reg_read | t->x[k].reg_write;
+        if (tr_is_sti(&t->x[k])) used |= 1u << R_RCX; /* wanted for JRCXZ */
+    }
     for (unsigned k = 0; k < t->groups;
          k++) /* nor may another group's check, hoisted into that range, need it as its base */
         if (t->g[k].anchor >= g->anchor && t->g[k].anchor <= g->last) used |= group_regs(&t->g[k]);
@@ -255,6 +263,7 @@ static void check_group(struct tr *t, unsigned i, struct group *g, unsigned s, b
                       .size = (uint16_t)(g->hi - g->lo),
                       .write = g->write,
                       .merged = merged,
+                      .hoisted = merged && g->anchor != g->first,
                       .hostpage = g->index != INSN_NOREG};
     emit_check(t, i, &c);
 }

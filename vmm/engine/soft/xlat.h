@@ -30,6 +30,12 @@ enum xkind {
     XK_CALL_IND,
     XK_SPECIAL, /* a C handler executes it; ends the block */
     XK_STEP,    /* soft_step() executes it; ends the block */
+    /* Special instructions that translated code carries out itself (translate_sys.c); soft_decode() never says so. */
+    XK_PUSH_MEM, /* PUSH m */
+    XK_PUSHF,
+    XK_SYS,  /* CLI, STI, SWAPGS, RDTSC, RDTSCP */
+    XK_REP,  /* REP STOS, REP MOVS inside a page */
+    XK_GATE, /* STAC, CLAC, SYSCALL, SYSRET: to another mode; ends the block */
 };
 
 /* Which CPU facility an instruction needs (mode bits can forbid it). */
@@ -85,7 +91,10 @@ void soft_decode_init(void);
 #define MODE_NO_MERGE (1u << 9) /* every access checked on its own */
 #define MODE_NO_MMX (1u << 10)
 #define MODE_FLAT (1u << 11) /* 32-bit code: CS, DS, ES, SS flat */
-#define MODE_STEP (1u << 12) /* one instruction at a time (TF, breakpoints, modes the translator leaves out) */
+#define MODE_STEP (1u << 12) /* one instruction at a time (TF, DF, breakpoints, modes the translator leaves out) */
+#define MODE_SMAP (1u << 13) /* CR4.SMAP: then the kernel's two mmu indices are told apart by AC alone */
+#define MODE_TSD (1u << 14)  /* CR4.TSD */
+#define MODE_SCE (1u << 15)  /* EFER.SCE */
 
 #define NO_BLOCK 0u
 
@@ -142,6 +151,7 @@ struct link {
     uint32_t block;      /* the block it belongs to */
     uint32_t next;       /* in the list of cross-page links */
     uint32_t extra_mode; /* MODE_NO_MERGE: to the variant of the code that checks every access on its own */
+    uint32_t to_mode;    /* of the block it leads to */
     bool cross_page;
     bool linked;
 };
@@ -210,8 +220,9 @@ struct soft_private {
     uint32_t stub_enter;
     uint32_t stub_exit[8];
     uint32_t stub_tlb[MMU_IDX_COUNT][2][16];
-    uint64_t fault_pc; /* host pc of the last host fault */
-    int fault_trap;    /* and its exception vector */
+    uint32_t stub_syscall[2], stub_sysret; /* [1]: with SMAP */
+    uint64_t fault_pc;                     /* host pc of the last host fault */
+    int fault_trap;                        /* and its exception vector */
     struct soft_inbox inbox;
     uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out */
     struct tr *translator;                   /* working state of translate.c, made at first use */
@@ -313,6 +324,13 @@ void soft_run_loop(struct soft_cpu *cpu, struct vcpu_exit *exit);
 static inline void soft_take_flags(struct soft_cpu *cpu, uint64_t flags)
 {
     cpu->rflags = (cpu->rflags & ~(uint64_t)(FL_ARITH | FL_DF)) | (flags & (FL_ARITH | FL_DF));
+}
+
+/* The opposite, before translated code is entered. */
+static inline void soft_give_flags(struct soft_cpu *cpu)
+{
+    cpu->tmp[1] = cpu->rflags & (FL_ARITH | FL_DF);
+    cpu->rflags &= ~(uint64_t)(FL_ARITH | FL_DF | FL_1);
 }
 
 static inline enum soft_host_exit soft_enter(struct soft_cpu *cpu, uint32_t host_off)
