@@ -63,9 +63,9 @@ def escape(path):
     return "".join(f"\\0{ord(c):03o}" if c in " \t\n\"'\\" else c for c in path)
 
 
-def fsdev_path(path):
+def value(text):
     """QEMU's options end at commas, except doubled ones."""
-    return path.replace(",", ",,")
+    return text.replace(",", ",,")
 
 
 def command_line(options, checkout, directory):
@@ -112,10 +112,10 @@ def devices(options, directory):
         argv += ["-device", "pcie-root-port,id=nvme-port,slot=1", "-device", "nvme-subsys,id=nvme-subsystem",
                  "-device", f"nvme,id=nvme,serial=lab,bus=nvme-port,subsys=nvme-subsystem,sriov_max_vfs={n},"
                             f"max_ioqpairs={n * 2 + 2},msix_qsize={n * 2 + 3},sriov_vq_flexible={n * 2},sriov_vi_flexible={n}",
-                 "-drive", f"file={fsdev_path(image)},if=none,id=nvme-image,format=raw",
+                 "-drive", f"file={value(image)},if=none,id=nvme-image,format=raw",
                  "-device", "nvme-ns,drive=nvme-image,bus=nvme,nsid=1,shared=on"]
     for i, disk in enumerate(options.disk):
-        argv += ["-drive", f"file={fsdev_path(os.path.abspath(disk))},if=none,id=disk{i},format=raw",
+        argv += ["-drive", f"file={value(os.path.abspath(disk))},if=none,id=disk{i},format=raw",
                  "-device", f"virtio-blk-pci,drive=disk{i},serial=lab-disk{i}"]
     return argv
 
@@ -126,12 +126,12 @@ def qemu(options, kernel, initrd, checkout, directory):
             "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,+umip", "-smp", str(options.cpus), "-m", f"{memory}M",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
             "-kernel", kernel, "-initrd", initrd, "-append", command_line(options, checkout, directory),
-            "-chardev", f"file,id=console,path={os.path.join(directory, 'console')}", "-serial", "chardev:console",
+            "-chardev", f"file,id=console,path={value(os.path.join(directory, 'console'))}", "-serial", "chardev:console",
             "-chardev", "stdio,id=output,signal=off", "-device", "virtio-serial-pci",
             "-device", "virtserialport,chardev=output,name=lab-output",
             "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=root,mount_tag=lab-root",
-            "-fsdev", f"local,id=checkout,path={fsdev_path(checkout)},security_model=none,multidevs=remap",
+            "-fsdev", f"local,id=checkout,path={value(checkout)},security_model=none,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=checkout,mount_tag=lab-checkout"]
     if options.numa > 1:
         argv += numa(options, memory)

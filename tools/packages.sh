@@ -19,7 +19,7 @@ printf 'Package: *\nPin: release o=Debian\nPin-Priority: 900\n\nPackage: *\nPin:
 trap 'rm -rf "$cache/preferences.$$" "$cache/partial.$$"' EXIT
 # The empty status makes apt resolve as on a machine with nothing installed.
 apt_options=(-q -o Dir::Etc::Preferences="$cache/preferences.$$" -o Dir::Etc::PreferencesParts=/nonexistent
-    -o Dir::State::status=/dev/null -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)")
+    -o Dir::State::status=/dev/null -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un 2>/dev/null || echo root)")
 
 update_lists() {
     echo "guest: fetching new package lists" >&2
