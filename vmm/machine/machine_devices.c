@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vmm/emulated/ahci.h"
 #include "vmm/machine/machine_internal.h"
 #include "vmm/virtio/devices.h"
 
@@ -43,6 +44,11 @@ static int add_virtio_disk(struct machine *m, const struct machine_disk *disk, s
     return r;
 }
 
+static void destroy_block(void *dev)
+{
+    block_close(dev);
+}
+
 static int add_disks(struct machine *m, const struct machine_config *c, struct nerr *e)
 {
     for (unsigned i = 0; i < c->ndisks; i++) {
@@ -52,7 +58,10 @@ static int add_disks(struct machine *m, const struct machine_config *c, struct n
         if (r) return r;
         switch (disk->model) {
         case MACHINE_DISK_VIRTIO: r = add_virtio_disk(m, disk, slot, e); break;
-        default: r = nerr_set(e, -ENOTSUP, "--disk: if=ahci is not possible yet");
+        case MACHINE_DISK_AHCI: /* later: all of them share one controller */
+            slot->dev = slot->block;
+            slot->destroy = destroy_block;
+            break;
         }
         if (!r) continue;
         block_close(slot->block);
@@ -60,6 +69,31 @@ static int add_disks(struct machine *m, const struct machine_config *c, struct n
         return r;
     }
     return 0;
+}
+
+static void destroy_ahci(void *dev)
+{
+    ahci_destroy(dev);
+}
+
+static int add_ahci(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    struct ahci_disk disk[MACHINE_MAX_DISKS];
+    unsigned n = 0;
+    for (unsigned i = 0; i < m->devices; i++) {
+        const struct machine_device *d = &m->device[i];
+        if (d->destroy != destroy_block) continue;
+        disk[n] = (struct ahci_disk){.block = d->block, .serial = d->id};
+        for (unsigned k = 0; k < c->ndisks; k++)
+            if (!strcmp(c->disks[k].id, d->id) && c->disks[k].serial[0]) disk[n].serial = c->disks[k].serial;
+        n++;
+    }
+    if (!n) return 0;
+    struct ahci *a;
+    struct machine_device *slot = machine_device_add(m, "ahci0", NULL, destroy_ahci);
+    int r = ahci_create(m->pci, -1, slot->id, disk, n, &a, e);
+    if (!r) slot->dev = a;
+    return r;
 }
 
 static void destroy_rng(void *dev)
@@ -80,8 +114,8 @@ static int add_rng(struct machine *m, const struct machine_config *c, struct ner
 }
 
 /* In the order of their slots. */
-static int (*const kinds[])(struct machine *m, const struct machine_config *c, struct nerr *e) = {machine_nics_create,
-                                                                                                  add_disks, add_rng};
+static int (*const kinds[])(struct machine *m, const struct machine_config *c,
+                            struct nerr *e) = {machine_nics_create, add_disks, add_ahci, add_rng};
 
 int machine_devices_create(struct machine *m, const struct machine_config *c, struct nerr *e)
 {
