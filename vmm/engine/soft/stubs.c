@@ -98,75 +98,124 @@ static void emit_note_filled(struct emitter *e, unsigned pool, unsigned s, unsig
     *skip = (uint8_t)(e->p - (skip + 1));
 }
 
-/* In: s = linear address, exit_info = meta offset of the site. Finds the page in the TLB, puts it into the site's slot and goes
- * back to the site; otherwise leaves with HX_MEM. Keeps all registers; clobbers flags (sites allow that). */
+/* The registers of a look-up: s and three more, kept in tmp[2..4] meanwhile. */
+struct look_up {
+    unsigned pool, s;
+    uint8_t site, page, delta;
+};
+
+static void emit_field(struct emitter *e, unsigned reg, const struct look_up *l, uint32_t field)
+{
+    struct host_mem m = {l->site, INSN_NOREG, 1, (int32_t)field};
+    emit_rm32(e, 0x8b, reg, m);
+}
+
+/* Puts page and delta into the site's slot, whose offset s becomes; then site becomes the address to go on at. */
+static void emit_fill(const struct soft_private *p, struct emitter *e, const struct look_up *l, unsigned skip)
+{
+    emit_field(e, l->s, l, offsetof(struct site, slot));
+    emit_note_filled(e, l->pool, l->s, l->page);
+    emit_field(e, l->site, l, offsetof(struct site, retry));
+    struct host_mem at_slot = {(uint8_t)l->s, INSN_NOREG, 1, 0};
+    e8(e, 0x65);
+    emit_rm(e, 0x89, l->page, at_slot);
+    at_slot.disp = 8;
+    e8(e, 0x65);
+    emit_rm(e, 0x89, l->delta, at_slot);
+    emit_mov_imm(e, l->page, (uint64_t)(uintptr_t)p->code + skip);
+    emit_rr(e, 0x01, l->site, l->page);
+    emit_store_gs(e, GS_TMP(5), l->site);
+}
+
+static void emit_bring_back(struct emitter *e, const struct look_up *l)
+{
+    emit_load_gs(e, l->site, GS_TMP(2));
+    emit_load_gs(e, l->page, GS_TMP(3));
+    emit_load_gs(e, l->delta, GS_TMP(4));
+}
+
+static uint8_t *emit_test_site(struct emitter *e, const struct look_up *l, unsigned flag)
+{
+    struct host_mem flags = {l->site, INSN_NOREG, 1, offsetof(struct site, flags)};
+    e8(e, 0xf6);
+    emit_modrm(e, 0, &flags, 1);
+    e8(e, flag);
+    return emit_jcc(e, 5, NULL);
+}
+
+/* page = that of the last byte; jumps when the TLB does not have it where the first byte's belongs; else delta = HVA - GVA. */
+static uint8_t *emit_find(struct emitter *e, const struct look_up *l, unsigned idx, unsigned write)
+{
+    struct host_mem span = {l->site, INSN_NOREG, 1, offsetof(struct site, span)};
+    e8(e, 0x48);
+    e8(e, 0x0f);
+    e8(e, 0xb7);
+    emit_modrm(e, l->page, &span, 1); /* movzx page, word [site.span] */
+    emit_rr(e, 0x01, l->page, l->s);
+    e8(e, 0x48);
+    e8(e, 0x81);
+    e8(e, 0xe0 | l->page);
+    e32(e, 0xfffff000u); /* and page, -4096 */
+    /* delta = TLB index in bytes, from the first byte */
+    emit_mov_rr(e, l->delta, l->s);
+    e8(e, 0x48);
+    e8(e, 0xc1);
+    e8(e, 0xe8 | l->delta);
+    e8(e, 12 - 5); /* shr delta, 7 */
+    e8(e, 0x81);
+    e8(e, 0xe0 | l->delta);
+    e32(e, (TLB_SIZE - 1) << 5); /* and delta32, mask */
+    uint32_t tlb = GS(tlb) + idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
+    uint32_t tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
+    struct host_mem at_tag = {l->delta, INSN_NOREG, 1, (int32_t)(tlb + tag)};
+    e8(e, 0x65);
+    emit_rm(e, 0x3b, l->page, at_tag); /* cmp page, gs:[delta + tag] */
+    uint8_t *miss = emit_jcc(e, 5, NULL);
+    struct host_mem at_delta = {l->delta, INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
+    e8(e, 0x65);
+    emit_rm(e, 0x8b, l->delta, at_delta);
+    return miss;
+}
+
+/* In: s = linear address, exit_info = meta offset of the site. Finds the page in the TLB, puts it into the site's slot and goes on behind
+ * the check with its result in s (or at the check, for sites that compute more); otherwise leaves with HX_MEM. Keeps all other
+ * registers; clobbers flags (sites allow that). */
 static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsigned write, unsigned s)
 {
     struct soft_private *p = cpu->priv;
     uint8_t r[3];
     pick_three(s, r);
+    struct look_up l = {.pool = idx * 2 + write, .s = s, .site = r[0], .page = r[1], .delta = r[2]};
     for (unsigned i = 0; i < 3; i++) emit_store_gs(e, GS_TMP(2 + i), r[i]);
-    /* r0 = site */
-    emit_gs(e, 0, 0x8b, r[0], GS(exit_info));
-    emit_mov_imm(e, r[1], (uint64_t)(uintptr_t)p->meta);
-    emit_rr(e, 0x01, r[0], r[1]);
-    /* r1 = page of the last byte */
-    struct host_mem span = {r[0], INSN_NOREG, 1, offsetof(struct site, span)};
-    e8(e, 0x48);
-    e8(e, 0x0f);
-    e8(e, 0xb7);
-    emit_modrm(e, r[1], &span, 1); /* movzx r1, word [site.span] */
-    emit_rr(e, 0x01, r[1], s);
-    e8(e, 0x48);
-    e8(e, 0x81);
-    e8(e, 0xe0 | r[1]);
-    e32(e, 0xfffff000u); /* and r1, -4096 */
-    /* r2 = TLB index in bytes, from the first byte */
-    emit_mov_rr(e, r[2], s);
-    e8(e, 0x48);
-    e8(e, 0xc1);
-    e8(e, 0xe8 | r[2]);
-    e8(e, 12 - 5); /* shr r2, 7 */
-    e8(e, 0x81);
-    e8(e, 0xe0 | r[2]);
-    e32(e, (TLB_SIZE - 1) << 5); /* and r2d, mask */
-    uint32_t tlb = GS(tlb) + idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
-    uint32_t tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
-    struct host_mem at_tag = {r[2], INSN_NOREG, 1, (int32_t)(tlb + tag)};
-    e8(e, 0x65);
-    emit_rm(e, 0x3b, r[1], at_tag); /* cmp r1, gs:[r2 + tag] */
-    uint8_t *miss = emit_jcc(e, 5, NULL);
-    /* hit: fill the slot */
-    struct host_mem at_delta = {r[2], INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
-    e8(e, 0x65);
-    emit_rm(e, 0x8b, r[2], at_delta);
-    struct host_mem flags = {r[0], INSN_NOREG, 1, offsetof(struct site, flags)};
-    e8(e, 0xf6);
-    emit_modrm(e, 0, &flags, 1);
-    e8(e, SITE_HOSTPAGE); /* test byte [site.flags], HOSTPAGE */
-    e8(e, 0x74);
-    e8(e, 0x03);                  /* jz +3 */
-    emit_rr(e, 0x01, r[2], r[1]); /* add r2, r1 */
-    struct host_mem retry = {r[0], INSN_NOREG, 1, offsetof(struct site, retry)};
-    struct host_mem slot = {r[0], INSN_NOREG, 1, offsetof(struct site, slot)};
-    emit_store_gs(e, GS_TMP(6), s);
-    emit_rm32(e, 0x8b, s, slot);
-    emit_note_filled(e, idx * 2 + write, s, r[1]);
-    struct host_mem at_slot = {(uint8_t)s, INSN_NOREG, 1, 0};
-    e8(e, 0x65);
-    emit_rm(e, 0x89, r[1], at_slot); /* slot.tag = page */
-    at_slot.disp = 8;
-    e8(e, 0x65);
-    emit_rm(e, 0x89, r[2], at_slot); /* slot.delta */
-    emit_rm32(e, 0x8b, s, retry);
-    emit_mov_imm(e, r[0], (uint64_t)(uintptr_t)p->code);
-    emit_rr(e, 0x01, r[0], s);
-    emit_store_gs(e, GS_TMP(5), r[0]);
-    emit_load_gs(e, s, GS_TMP(6));
-    for (unsigned i = 0; i < 3; i++) emit_load_gs(e, r[i], GS_TMP(2 + i));
+    emit_gs(e, 0, 0x8b, l.site, GS(exit_info));
+    emit_mov_imm(e, l.page, (uint64_t)(uintptr_t)p->meta);
+    emit_rr(e, 0x01, l.site, l.page);
+    uint8_t *miss = emit_find(e, &l, idx, write);
+    uint8_t *other = emit_test_site(e, &l, SITE_HOSTPAGE | SITE_RETRY);
+    emit_fill(p, e, &l, SITE_CHECK_BYTES);
+    emit_mov_rr(e, s, l.delta);
+    emit_bring_back(e, &l);
     emit_gs(e, 0, 0xff, 4, GS_TMP(5));
+
+    patch_rel32(other, e->p);
+    uint8_t *retry = emit_test_site(e, &l, SITE_RETRY);
+    emit_rr(e, 0x01, s, l.delta); /* the operand's host address */
+    emit_store_gs(e, GS_TMP(6), s);
+    emit_rr(e, 0x01, l.delta, l.page); /* the page's */
+    emit_fill(p, e, &l, SITE_CHECK_BYTES);
+    emit_load_gs(e, s, GS_TMP(6));
+    emit_bring_back(e, &l);
+    emit_gs(e, 0, 0xff, 4, GS_TMP(5));
+
+    patch_rel32(retry, e->p);
+    emit_store_gs(e, GS_TMP(6), s);
+    emit_fill(p, e, &l, 0);
+    emit_load_gs(e, s, GS_TMP(6));
+    emit_bring_back(e, &l);
+    emit_gs(e, 0, 0xff, 4, GS_TMP(5));
+
     patch_rel32(miss, e->p);
-    for (unsigned i = 0; i < 3; i++) emit_load_gs(e, r[i], GS_TMP(2 + i));
+    emit_bring_back(e, &l);
     emit_jmp(e, p->code + p->stub_exit[HX_MEM]);
 }
 

@@ -184,6 +184,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
         emit_load_gs(e, c->s, slot + 8); /* mov s, gs:delta */
     }
     uint8_t *resume = c->bits ? NULL : e->p;
+    if (resume && resume != retry + SITE_CHECK_BYTES) t->failed = true; /* cannot be: all forms are of one length */
     if (flags) {
         e8(e, 0x04);
         e8(e, 0x7f); /* add al, 0x7f: OF again */
@@ -199,7 +200,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
         .borrowed = t->borrowed | (flags ? 1 : 0),
         .scratch = (uint8_t)c->s,
         .flags = (uint8_t)((c->write ? SITE_WRITE : 0) | (c->merged ? SITE_MERGED : 0) | (flags ? SITE_FLAGS : 0) |
-                           (c->hostpage ? SITE_HOSTPAGE : 0)),
+                           (c->hostpage ? SITE_HOSTPAGE : 0) | (resume ? 0 : SITE_RETRY)),
     };
     struct cold *cold = &t->cold[t->colds++];
     *cold = (struct cold){.kind = COLD_SITE,

@@ -127,6 +127,10 @@ struct imap {
 #define SITE_MERGED 2
 #define SITE_FLAGS 4    /* the guest's flags are in RAX as LAHF/SETO left them; RAX is in saved[] */
 #define SITE_HOSTPAGE 8 /* slot.delta holds the host page address instead of HVA - GVA */
+#define SITE_RETRY \
+    16 /* the check computes more than what the slot holds: do all of it again (bit strings; not with HOSTPAGE) */
+#define SITE_CHECK_BYTES \
+    31u /* from `retry` to behind the check, where s is HVA - GVA, or with HOSTPAGE the host address */
 struct site {
     uint32_t retry; /* code offset where the check is done again */
     uint32_t slot;  /* offset of its site_slot in struct soft_cpu */
