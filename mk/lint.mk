@@ -1,6 +1,6 @@
 # Layout, static checks, and the project's own rules.
 
-LINT_C := $(sort $(shell find common vmm cli tests tools bench fuzz -name '*.[ch]' 2>/dev/null))
+LINT_C := $(sort $(shell find common vmm cli tests tools bench lab fuzz -name '*.[ch]' 2>/dev/null))
 LINT_SH := $(sort $(shell find tools tests bench lab .ci -name '*.sh' 2>/dev/null) .ci/run lab/init lab/session)
 TIDY_SRC := $(filter %.c,$(LIB_SRC)) $(MAIN_SRC)
 # One stamp per file, so that only what changed is checked again; an hour's work the first time would be no use.

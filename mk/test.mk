@@ -9,7 +9,7 @@ RUN_TESTS = BUILD=$(BUILD) NACELLE_BUILD=$(BUILD) tests/run.sh
 -include $(wildcard tests/*/*.mk)
 
 
-.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-lab bench fuzz
+.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-lab bench bench-kvm fuzz
 programs: kernels
 
 setup:
@@ -47,6 +47,12 @@ bench:
 	$(Q)$(SETUP) build fetch peer
 	$(Q)$(MAKE) -s $(JOBS) nacelle
 	$(Q)NACELLE=$(BUILD)/nacelle bench/run.sh
+
+# The KVM engine beside QEMU with KVM, in the lab.
+bench-kvm:
+	$(Q)$(SETUP) build fetch lab
+	$(Q)$(MAKE) -s $(JOBS) nacelle
+	$(Q)NACELLE=$(BUILD)/nacelle bench/kvm.sh
 
 # Ends when something is found, or with Ctrl-C.
 fuzz:
