@@ -252,16 +252,16 @@ static void on_notify(void *opaque)
 static bool emit(void *ctx, const struct iovec *iov, unsigned iovs)
 {
     struct user *u = ctx;
-    struct net_header h = {.flags = atomic_load(&u->net.guest) & GUEST_CSUM ? NET_HDR_DATA_VALID : 0};
+    struct net_header h = {.flags = NET_HDR_DATA_VALID}; /* libslirp makes them whole */
     net_deliver(&u->net, &h, iov, iovs);
     return true;
 }
 
 /* A TCP segment larger than the guest's MTU, as one GSO frame: libslirp's checksum is replaced by a partial one, since the pieces have
  * others. */
-static void deliver_gso(struct user *u, uint8_t *frame, const struct offload_frame *f, unsigned mss, unsigned guest)
+static void deliver_gso(struct user *u, uint8_t *frame, const struct offload_frame *f, unsigned mss)
 {
-    struct net_header h = {.flags = guest & GUEST_CSUM ? NET_HDR_NEEDS_CSUM : 0,
+    struct net_header h = {.flags = NET_HDR_NEEDS_CSUM,
                            .gso_type = f->version == 4 ? NET_GSO_TCPV4 : NET_GSO_TCPV6,
                            .hdr_len = (uint16_t)(f->l4 + f->l4_len),
                            .gso_size = (uint16_t)mss,
@@ -288,7 +288,7 @@ static ssize_t on_packet(const void *data, size_t len, void *opaque)
     if (f.proto != NET_IP_TCP || !f.l4_len) {
         if (!offload_fragment(data, &f, u->net.mtu, u->fragment_id++, emit, u)) emit(u, &whole, 1);
     } else if (guest & (f.version == 4 ? GUEST_TSO4 : GUEST_TSO6)) {
-        deliver_gso(u, (uint8_t *)data, &f, mss, guest); /* libslirp gives a buffer of its own and is done with it */
+        deliver_gso(u, (uint8_t *)data, &f, mss); /* libslirp gives a buffer of its own and is done with it */
     } else {
         offload_segment(data, &f, (uint16_t)mss, emit, u);
     }

@@ -44,10 +44,10 @@ static void put32(uint8_t *p, uint32_t v)
 
 /* ---- finding the headers ---- */
 
-static bool parse_ip4(const uint8_t *frame, size_t len, struct offload_frame *f)
+static bool parse_ip4(const uint8_t *frame, size_t have, size_t len, struct offload_frame *f)
 {
     const uint8_t *ip = frame + f->l3;
-    if (len - f->l3 < 20 || ip[0] >> 4 != 4) return false;
+    if (have - f->l3 < 20 || ip[0] >> 4 != 4) return false;
     unsigned header = (ip[0] & 15u) * 4, total = get16(ip + 2);
     if (header < 20 || total < header || total > len - f->l3) return false;
     f->version = 4;
@@ -59,10 +59,10 @@ static bool parse_ip4(const uint8_t *frame, size_t len, struct offload_frame *f)
 }
 
 /* Hop-by-hop options, routing and destination options (RFC 8200, 4) lie between the header and what it carries. */
-static bool parse_ip6(const uint8_t *frame, size_t len, struct offload_frame *f)
+static bool parse_ip6(const uint8_t *frame, size_t have, size_t len, struct offload_frame *f)
 {
     const uint8_t *ip = frame + f->l3;
-    if (len - f->l3 < IP6_LEN || ip[0] >> 4 != 6) return false;
+    if (have - f->l3 < IP6_LEN || ip[0] >> 4 != 6) return false;
     unsigned payload = get16(ip + 4);
     if (payload > len - f->l3 - IP6_LEN) return false;
     uint32_t at = f->l3 + IP6_LEN;
@@ -70,7 +70,7 @@ static bool parse_ip6(const uint8_t *frame, size_t len, struct offload_frame *f)
     f->proto = ip[6];
     f->end = at + payload;
     for (int i = 0; i < 4 && (f->proto == 0 || f->proto == 43 || f->proto == 60); i++) {
-        if (f->end - at < 8) return false;
+        if (f->end - at < 8 || have < at + 8) return false;
         unsigned size = (frame[at + 1] + 1u) * 8;
         if (size > f->end - at || at + size > HEADERS_MAX - 80) return false;
         f->proto = frame[at];
@@ -81,35 +81,41 @@ static bool parse_ip6(const uint8_t *frame, size_t len, struct offload_frame *f)
     return true;
 }
 
-static void parse_transport(const uint8_t *frame, struct offload_frame *f)
+static void parse_transport(const uint8_t *frame, size_t have, struct offload_frame *f)
 {
     uint32_t room = f->end - f->l4;
     if (f->fragment) return;
     if (f->proto == NET_IP_UDP && room >= UDP_LEN) f->l4_len = UDP_LEN;
-    if (f->proto != NET_IP_TCP || room < TCP_MIN) return;
+    if (f->proto != NET_IP_TCP || room < TCP_MIN || have < f->l4 + TCP_MIN) return;
     unsigned header = (frame[f->l4 + 12] >> 4) * 4u;
     if (header >= TCP_MIN && header <= room) f->l4_len = (uint16_t)header;
 }
 
-bool offload_parse(const uint8_t *frame, size_t len, struct offload_frame *f)
+bool offload_parse_head(const uint8_t *frame, size_t have, size_t len, struct offload_frame *f)
 {
     *f = (struct offload_frame){0};
-    if (len < ETH_LEN || len > NET_MAX_FRAME) return false;
+    if (have > len) have = len;
+    if (have < ETH_LEN || len > NET_MAX_FRAME) return false;
     uint16_t at = ETH_LEN - 2;
     uint16_t type = get16(frame + at);
     for (int i = 0; i < 2 && (type == TYPE_VLAN || type == TYPE_QINQ); i++) {
         at += 4;
-        if (len < at + 2u) return false;
+        if (have < at + 2u) return false;
         type = get16(frame + at);
     }
     f->l3 = (uint16_t)(at + 2);
-    bool known = type == TYPE_IP4 ? parse_ip4(frame, len, f) : type == TYPE_IP6 && parse_ip6(frame, len, f);
+    bool known = type == TYPE_IP4 ? parse_ip4(frame, have, len, f) : type == TYPE_IP6 && parse_ip6(frame, have, len, f);
     if (!known) {
-        f->l3 = 0;
+        *f = (struct offload_frame){0};
         return false;
     }
-    parse_transport(frame, f);
+    parse_transport(frame, have, f);
     return true;
+}
+
+bool offload_parse(const uint8_t *frame, size_t len, struct offload_frame *f)
+{
+    return offload_parse_head(frame, len, len, f);
 }
 
 /* ---- checksums (RFC 1071) ---- */

@@ -38,6 +38,8 @@ struct offload_frame {
 
 /* False when there is nothing in it that we know, or lengths contradict each other. */
 bool offload_parse(const uint8_t *frame, size_t len, struct offload_frame *f);
+/* The same for a frame of which only the first `have` bytes are at hand. */
+bool offload_parse_head(const uint8_t *frame, size_t have, size_t len, struct offload_frame *f);
 
 /* Ones' complement sum of `len` bytes, folded to 16 bits, in the byte order of memory; `sum` continues an earlier one of even length. */
 uint16_t offload_sum(const void *data, size_t len, uint32_t sum);

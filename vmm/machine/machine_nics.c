@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "vmm/emulated/e1000.h"
 #include "vmm/machine/machine_internal.h"
 #include "vmm/virtio/net.h"
 
@@ -42,6 +43,24 @@ static int add_virtio(struct machine *m, const struct machine_nic *nic, struct m
     return 0;
 }
 
+static void destroy_e1000(void *dev)
+{
+    e1000_destroy(dev);
+}
+
+static int add_e1000(struct machine *m, const struct machine_nic *nic, struct machine_device *d, struct nerr *e)
+{
+    struct e1000 *v;
+    struct e1000_options o = {.name = d->id, .net = nic->net};
+    memcpy(o.mac, nic->mac, 6);
+    int r = e1000_create(m->pci, -1, &o, m->loop, &v, e);
+    if (r) return r;
+    d->dev = v;
+    d->destroy = destroy_e1000;
+    d->net = e1000_backend(v);
+    return 0;
+}
+
 static int add_nic(struct machine *m, const struct machine_nic *given, unsigned number, struct nerr *e)
 {
     struct machine_nic nic = *given;
@@ -52,7 +71,7 @@ static int add_nic(struct machine *m, const struct machine_nic *given, unsigned 
         return nerr_set(e, -EEXIST, "--net: there are two devices named %s; give another id=", nic.id);
     /* In the list first: its name must stay where it is. */
     struct machine_device *d = machine_device_add(m, nic.id, NULL, NULL);
-    return add_virtio(m, &nic, d, e);
+    return nic.model == MACHINE_NIC_E1000 ? add_e1000(m, &nic, d, e) : add_virtio(m, &nic, d, e);
 }
 
 int machine_nics_create(struct machine *m, const struct machine_config *c, struct nerr *e)

@@ -181,6 +181,7 @@ static bool put_frame(struct virtio_net *v, struct virtio_queue *q, const struct
         return true;
     }
     h.num_buffers = (uint16_t)n;
+    if (!has(v, VIRTIO_NET_F_GUEST_CSUM)) h.flags &= (uint8_t)~NET_HDR_DATA_VALID;
     virtio_write(chain[0], 0, &h, sizeof h);
     struct source s = {iov + 1, iovs - 1, 0};
     for (unsigned i = 0; i < n; i++) {
