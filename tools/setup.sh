@@ -24,6 +24,8 @@ declare -A why=(
     [clang-format]="lint: layout"
     [clang-tidy]="lint: static checks"
     [shellcheck]="lint: shell scripts"
+    [qemu-system-common]="qemu-storage-daemon, which qcow2 and nbd disks need when they are used"
+    [qemu-utils]="qcow2 images and an NBD server for tests"
     [mmdebstrap]="the Debian disk image"
     [e2fsprogs]="the disk image's file system"
     [fakeroot]="the disk image's file owners, when not root"
@@ -34,7 +36,7 @@ declare -A why=(
 group_packages() {
     case $1 in
     build) echo gcc make libc6-dev binutils libzydis-dev libcjson-dev liburing-dev libslirp-dev ;;
-    test) echo libcmocka-dev nasm python3 acpica-tools ;;
+    test) echo libcmocka-dev nasm python3 acpica-tools qemu-system-common qemu-utils ;;
     fetch) echo ca-certificates xz-utils ;;
     peer) echo qemu-system-x86 ;;
     lab) echo gcc libc6-dev python3 qemu-system-x86 ca-certificates xz-utils ;;

@@ -132,8 +132,8 @@ int block_file_open(struct block *b, const struct block_config *cfg, struct nerr
     b->file.fd = open(cfg->path, open_flags(cfg, b->file.device));
     if (b->file.fd < 0) return explain_open(cfg, errno, e);
     uint64_t size = 0;
-    int r = find_size(b, &size, e);
-    if (!r) r = lock_file(b, cfg->readonly, e);
+    int r = lock_file(b, cfg->readonly, e);
+    if (!r) r = find_size(b, &size, e);
     if (r) {
         block_file_close(b);
         return r;
@@ -182,8 +182,7 @@ static bool aligned(const struct block_request *r, uint32_t align)
     return true;
 }
 
-/* Copies between the request's memory from `pos` on and a flat buffer. */
-static void copy_iov(const struct block_request *r, uint64_t pos, uint8_t *flat, uint64_t len, bool to_flat)
+void block_copy_iov(const struct block_request *r, uint64_t pos, uint8_t *flat, uint64_t len, bool to_flat)
 {
     for (unsigned i = 0; i < r->iovs && len; i++) {
         uint64_t n = r->iov[i].iov_len;
@@ -232,7 +231,7 @@ static void fail(struct block_step *s, int error)
     s->error = error;
 }
 
-static bool stable_when_done(const struct block *b, const struct block_request *r)
+bool block_stable_when_done(const struct block *b, const struct block_request *r)
 {
     return b->cache == BLOCK_CACHE_WRITETHROUGH || (r->fua && b->cache != BLOCK_CACHE_UNSAFE);
 }
@@ -251,7 +250,7 @@ static bool bounce(struct block_request *r, struct block_step *s)
     uint32_t len = left < BLOCK_BOUNCE ? (uint32_t)left : BLOCK_BOUNCE;
     if (!p->bounce && posix_memalign(&p->bounce, PAGE_SIZE, len)) return false;
     p->bounce_len = len;
-    if (r->op == BLOCK_WRITE) copy_iov(r, p->pos, p->bounce, len, true);
+    if (r->op == BLOCK_WRITE) block_copy_iov(r, p->pos, p->bounce, len, true);
     p->one = (struct iovec){.iov_base = p->bounce, .iov_len = len};
     s->iov = &p->one;
     s->iovs = 1;
@@ -276,7 +275,7 @@ static void prepare_transfer(struct block *b, struct block_request *r, struct bl
 {
     struct block_private *p = block_private(r);
     s->kind = r->op == BLOCK_READ ? STEP_READ : STEP_WRITE;
-    if (r->op == BLOCK_WRITE && stable_when_done(b, r)) s->flags = RWF_DSYNC;
+    if (r->op == BLOCK_WRITE && block_stable_when_done(b, r)) s->flags = RWF_DSYNC;
     s->offset = r->offset + p->pos;
     s->length = r->length - p->pos;
     if (p->bounce || needs_bounce(b, r)) {
@@ -365,7 +364,7 @@ static bool end(struct block_request *r, int result, int *status)
 /* What changed without RWF_DSYNC is made stable by a flush behind it. */
 static bool end_range(struct block *b, struct block_request *r, int *status)
 {
-    if (!stable_when_done(b, r)) return end(r, 0, status);
+    if (!block_stable_when_done(b, r)) return end(r, 0, status);
     block_private(r)->stage = STAGE_FLUSH;
     return false;
 }
@@ -400,7 +399,7 @@ static bool advance_transfer(struct block *b, struct block_request *r, int64_t r
     if (result < 0) return end(r, (int)result, status);
     if (result == 0) return end(r, -EIO, status); /* the file was cut off behind our back */
     if (p->bounce) {
-        if (r->op == BLOCK_READ) copy_iov(r, p->pos, p->bounce, (uint64_t)result, false);
+        if (r->op == BLOCK_READ) block_copy_iov(r, p->pos, p->bounce, (uint64_t)result, false);
         atomic_fetch_add_explicit(&b->bounced, (uint64_t)result, memory_order_relaxed);
     }
     p->pos += (uint64_t)result;
@@ -445,7 +444,7 @@ bool block_file_try_inline(struct block *b, struct block_request *r, int *status
         *status = 0;
         return n == (ssize_t)r->length; /* anything else is asked again, and explained, the long way */
     }
-    if (stable_when_done(b, r) || needs_bounce(b, r)) return false;
+    if (block_stable_when_done(b, r) || needs_bounce(b, r)) return false;
     uint64_t start = clock_mono_ns();
     if (start < atomic_load_explicit(&b->file.slow_until, memory_order_relaxed)) return false;
     ssize_t n = pwritev2(b->file.fd, r->iov, (int)r->iovs, (off_t)r->offset, 0);

@@ -150,6 +150,10 @@ bool block_step_advance(struct block *b, struct block_request *r, int64_t result
 int64_t block_step_run(struct block *b, const struct block_step *s);
 /* Small requests that will not block, here and now. */
 bool block_file_try_inline(struct block *b, struct block_request *r, int *status);
+/* Copies between the request's memory from `pos` on and a flat buffer. */
+void block_copy_iov(const struct block_request *r, uint64_t pos, uint8_t *flat, uint64_t len, bool to_flat);
+/* Writethrough, or FUA. */
+bool block_stable_when_done(const struct block *b, const struct block_request *r);
 /* Compares the head of an image with magic numbers: "raw", "qcow2", or the name of something that we do not take. */
 const char *block_probe(const uint8_t *head, size_t len);
 
