@@ -47,11 +47,23 @@ for ((i = 0; i < 600; i++)); do
 done
 [ -e "$(dirname "$0")/go" ] || exit 1
 printf 'bytes\r\n\377\0end' >&2
+"$(dirname "$0")/count" && "$(dirname "$0")/count"
 echo written >"$(dirname "$0")/from-the-box"
 sleep 1000 &
 exit 7
 END
-LAB_TEST="two words" lab/run --timeout 120 --env LAB_TEST "$work/talk" 'a b' "c'd" >"$work/out" &
+cat >"$work/count.c" <<'END'
+#define MARK(n) __asm__ volatile(".byte 0x0f, 0x1f, 0x84, 0x00; .long 0x4e4c0000 + %c0" ::"i"(n))
+int main(void)
+{
+    MARK(0);
+    __asm__ volatile("mov $1000000, %%eax; 1: dec %%eax; jnz 1b" ::: "eax", "cc");
+    MARK(1);
+    return 0;
+}
+END
+"${CC:-gcc}" -O2 -static "$work/count.c" -o "$work/count" || exit
+LAB_TEST="two words" lab/run --count "$work/counts" --timeout 120 --env LAB_TEST "$work/talk" 'a b' "c'd" >"$work/out" &
 pid=$!
 pids+=("$pid")
 check streams await 90 said 'heard?' "$work/out"
@@ -65,6 +77,8 @@ check status [ $? = 7 ]
 check bytes cmp "$work/expected" "$work/out"
 check shared-files [ "$(cat "$work/from-the-box" 2>&1)" = written ]
 check cleans-up nothing_left "$pid"
+# Two million instructions in the program's own half of the address space, and a few around them.
+check counts awk '$1 != "mark1" || $2 < 2000000 || $2 > 2000020 || $4 || $5 { bad = 1 } END { exit bad || NR != 2 }' "$work/counts"
 
 echo 'echo up; sleep 1000' >"$work/hang"
 lab/run --timeout 120 "$work/hang" >"$work/out" 2>&1 &
