@@ -315,6 +315,7 @@ void soft_cache_flush(struct soft_cpu *cpu)
         p->page2_hash[i] = 0;
         p->hash[i] = 0;
     }
+    soft_forget_trials(cpu);
     p->cross_links[0] = p->cross_links[1] = 0;
     p->code_used = p->code_stubs_end;
     p->meta_used = 64; /* offset 0 means none */

@@ -35,6 +35,12 @@ static void prefer_large(void *p, size_t size)
     (void)madvise(p, size, MADV_HUGEPAGE);
 }
 
+/* Of these only a small part is used, here and there: large pages would take up the rest as well. */
+static void prefer_small(void *p, size_t size)
+{
+    if (p) (void)madvise(p, size, MADV_NOHUGEPAGE);
+}
+
 static void unreserve(void *p, size_t size)
 {
     if (p) munmap(p, size);
@@ -109,6 +115,9 @@ static struct soft_cpu *new_cpu(void)
         p->code = reserve(CODE_CACHE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC);
         prefer_large(p->code, CODE_CACHE_SIZE);
         p->meta = reserve(META_SIZE, PROT_READ | PROT_WRITE);
+        prefer_small(p->meta, META_SIZE);
+        prefer_small(p, sizeof *p);
+        prefer_small(cpu, sizeof *cpu);
     }
     if (!p || !cpu->xsave || !p->code || !p->meta) {
         free_cpu(cpu);
@@ -137,6 +146,7 @@ static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq
     for (unsigned i = 0; i < MMU_IDX_COUNT; i++) cpu->jump[i][0].neg_rip = JUMP_EMPTY(0);
     for (unsigned i = 0; i < ITLB_SIZE; i++) cpu->priv->itlb[i].tag = TLB_INVALID;
     soft_tlb_init(cpu);
+    soft_init_stack_slots(cpu);
     soft_make_stubs(cpu);
     soft_cpuid_init(cpu);
     g->vcpu[id].cpu = cpu;

@@ -75,12 +75,25 @@ static void precise_at_site(struct soft_cpu *cpu, const struct site *s)
     cpu->rip = b->rip + s->guest;
 }
 
+static bool crosses_page(const struct soft_cpu *cpu, const struct site *s)
+{
+    uint64_t a = cpu->gpr[s->scratch];
+    return (a ^ (a + s->span)) & PAGE_MASK;
+}
+
+/* What the check of a merged site fails for again and again, and site.c has a way out for. */
+static bool wants_split(const struct soft_cpu *cpu, const struct site *s)
+{
+    return (s->flags & SITE_MERGED) &&
+           (crosses_page(cpu, s) || ((s->flags & SITE_HOISTED) && cpu->gpr[s->scratch] < PAGE_SIZE));
+}
+
 /* A check failed in its inline cache and in the TLB. Returns true when the site may try again at *host. */
 static bool retry_site(struct soft_cpu *cpu, const struct site *s)
 {
     uint64_t a = cpu->gpr[s->scratch];
     const struct block *b = meta_ptr(cpu->priv, s->block);
-    if (((a ^ (a + s->span)) & PAGE_MASK) || b->dead) return false;
+    if (crosses_page(cpu, s) || b->dead) return false;
     uint8_t *host;
     gpa_t gpa;
     enum soft_access acc = s->flags & SITE_WRITE ? ACC_WRITE : ACC_READ;
@@ -94,8 +107,10 @@ static enum soft_result step_one(struct soft_cpu *cpu);
 
 static enum soft_result memory_exit(struct soft_cpu *cpu, uint32_t *again)
 {
-    const struct site *s = meta_ptr(cpu->priv, (uint32_t)cpu->exit_info);
+    struct site *s = meta_ptr(cpu->priv, (uint32_t)cpu->exit_info);
     cpu->stat[ST_MEM]++;
+    if (s->flags & SITE_TRIAL) soft_trial_over(cpu, s);
+    if (s->heat == 0 || (wants_split(cpu, s) && --s->heat == 0)) soft_upgrade_site(cpu, s);
     if (retry_site(cpu, s)) {
         *again = s->retry;
         return SOFT_OK;

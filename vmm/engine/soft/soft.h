@@ -152,11 +152,18 @@ struct tlb_entry {
 
 /* Per-site inline caches used by translated code: a slot for each memory access in it, as long as they last, by mmu index and kind of
  * access. The lower half of each pool holds HVA - GVA as delta, the upper half host page addresses. Only the TLB stub
- * (stubs.c) fills them, and it notes which, so that dropping all costs what was used. */
-#define SITE_COUNT 16384u
+ * (stubs.c) fills them, and it notes which, so that dropping all costs what was used. Slot 0 is shared by all accesses through RSP
+ * that have not missed it often: most stack accesses go to the page of the last one. */
+#define SITE_COUNT 65536u
 struct site_slot {
     uint64_t tag; /* page GVA or TLB_INVALID */
     uint64_t delta;
+};
+
+/* Sites under observation (site.c): executions left, misses so far, meta offset of the site (0: free). */
+#define SITE_TRIALS 128u
+struct site_trial {
+    uint32_t left, misses, site;
 };
 
 /* Targets of indirect branches, per mmu index: slot = low 16 bits of the target's RIP. */
@@ -207,6 +214,7 @@ struct soft_cpu {
     uint64_t tsc_offset;
     uint8_t bounce[128] __attribute__((aligned(64)));
     struct site_slot site[MMU_IDX_COUNT][2][SITE_COUNT];
+    struct site_trial trial[SITE_TRIALS];
     uint32_t sites_filled[MMU_IDX_COUNT][2];
     uint32_t site_list[MMU_IDX_COUNT][2][SITE_COUNT]; /* offsets of the pool's filled slots in this struct, each once */
     struct tlb_entry tlb[MMU_IDX_COUNT][TLB_SIZE];

@@ -72,8 +72,9 @@ static void pick_three(unsigned s, uint8_t r[3])
         if (c != s && c != R_RSP) r[n++] = (uint8_t)c;
 }
 
-/* When the slot at offset s was empty: append it to its pool's list of filled ones. Keeps all registers (tmp[7] is free here). */
-static void emit_note_filled(struct emitter *e, unsigned pool, unsigned s, unsigned r)
+/* The slot at offset s: if it was empty, appends it to its pool's list of filled ones; else counts the site as hot. Keeps all registers
+ * (tmp[7] is free here). Returns where to patch the jump taken when the site is hot enough to be upgraded. */
+static uint8_t *emit_note_miss(struct emitter *e, unsigned pool, unsigned s, unsigned r, unsigned site)
 {
     struct host_mem tag_high = {(uint8_t)s, INSN_NOREG, 1, 4};
     e8(e, 0x65);
@@ -81,9 +82,17 @@ static void emit_note_filled(struct emitter *e, unsigned pool, unsigned s, unsig
     e8(e, 0x81);
     emit_modrm(e, 7, &tag_high, 1);
     e32(e, (uint32_t)(TLB_INVALID >> 32)); /* cmp dword gs:[s+4], high half of TLB_INVALID */
-    e8(e, 0x75);                           /* jne: it was in use */
+    e8(e, 0x74);                           /* je: it was empty */
+    uint8_t *empty = e->p;
+    e8(e, 0);
+    struct host_mem heat = {(uint8_t)site, INSN_NOREG, 1, offsetof(struct site, heat)};
+    e8(e, 0xfe);
+    emit_modrm(e, 1, &heat, 1); /* dec byte [site.heat] */
+    uint8_t *hot = emit_jcc(e, 4, NULL);
+    e8(e, 0xeb); /* jmp past the list */
     uint8_t *skip = e->p;
     e8(e, 0);
+    *empty = (uint8_t)(e->p - (empty + 1));
     emit_store_gs(e, GS_TMP(7), r);
     uint32_t filled = GS(sites_filled) + pool * (uint32_t)sizeof(uint32_t);
     emit_gs(e, 0, 0x8b, r, filled);
@@ -96,6 +105,7 @@ static void emit_note_filled(struct emitter *e, unsigned pool, unsigned s, unsig
     emit_gs(e, 0, 0x89, r, filled);
     emit_load_gs(e, r, GS_TMP(7));
     *skip = (uint8_t)(e->p - (skip + 1));
+    return hot;
 }
 
 /* The registers of a look-up: s and three more, kept in tmp[2..4] meanwhile. */
@@ -110,11 +120,12 @@ static void emit_field(struct emitter *e, unsigned reg, const struct look_up *l,
     emit_rm32(e, 0x8b, reg, m);
 }
 
-/* Puts page and delta into the site's slot, whose offset s becomes; then site becomes the address to go on at. */
-static void emit_fill(const struct soft_private *p, struct emitter *e, const struct look_up *l, unsigned skip)
+/* Puts page and delta into the site's slot, whose offset s becomes; then site becomes the address to go on at. Returns where to patch
+ * the jump of a site that is to be upgraded instead. */
+static uint8_t *emit_fill(const struct soft_private *p, struct emitter *e, const struct look_up *l, unsigned skip)
 {
     emit_field(e, l->s, l, offsetof(struct site, slot));
-    emit_note_filled(e, l->pool, l->s, l->page);
+    uint8_t *hot = emit_note_miss(e, l->pool, l->s, l->page, l->site);
     emit_field(e, l->site, l, offsetof(struct site, retry));
     struct host_mem at_slot = {(uint8_t)l->s, INSN_NOREG, 1, 0};
     e8(e, 0x65);
@@ -125,6 +136,7 @@ static void emit_fill(const struct soft_private *p, struct emitter *e, const str
     emit_mov_imm(e, l->page, (uint64_t)(uintptr_t)p->code + skip);
     emit_rr(e, 0x01, l->site, l->page);
     emit_store_gs(e, GS_TMP(5), l->site);
+    return hot;
 }
 
 static void emit_bring_back(struct emitter *e, const struct look_up *l)
@@ -177,43 +189,52 @@ static uint8_t *emit_find(struct emitter *e, const struct look_up *l, unsigned i
     return miss;
 }
 
-/* In: s = linear address, exit_info = meta offset of the site. Finds the page in the TLB, puts it into the site's slot and goes on behind
- * the check with its result in s (or at the check, for sites that compute more); otherwise leaves with HX_MEM. Keeps all other
- * registers; clobbers flags (sites allow that). */
+/* In: s = linear address - tag in the site's slot, exit_info = meta offset of the site. Finds the page in the TLB, puts it into the slot and
+ * goes on behind the check with its result in s (or at the check, for sites that compute more); otherwise leaves with HX_MEM and the
+ * address in s. Keeps all other registers; clobbers flags (sites allow that). */
 static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsigned write, unsigned s)
 {
     struct soft_private *p = cpu->priv;
-    uint8_t r[3];
+    uint8_t r[3], *hot[3];
     pick_three(s, r);
     struct look_up l = {.pool = idx * 2 + write, .s = s, .site = r[0], .page = r[1], .delta = r[2]};
     for (unsigned i = 0; i < 3; i++) emit_store_gs(e, GS_TMP(2 + i), r[i]);
     emit_gs(e, 0, 0x8b, l.site, GS(exit_info));
     emit_mov_imm(e, l.page, (uint64_t)(uintptr_t)p->meta);
     emit_rr(e, 0x01, l.site, l.page);
+    emit_field(e, l.page, &l, offsetof(struct site, slot));
+    struct host_mem tag = {l.page, INSN_NOREG, 1, 0};
+    e8(e, 0x65);
+    emit_rm(e, 0x03, s, tag); /* the address */
+    emit_store_gs(e, GS_TMP(6), s);
     uint8_t *miss = emit_find(e, &l, idx, write);
     uint8_t *other = emit_test_site(e, &l, SITE_HOSTPAGE | SITE_RETRY);
-    emit_fill(p, e, &l, SITE_CHECK_BYTES);
+    hot[0] = emit_fill(p, e, &l, SITE_CHECK_BYTES);
     emit_mov_rr(e, s, l.delta);
     emit_bring_back(e, &l);
     emit_gs(e, 0, 0xff, 4, GS_TMP(5));
 
     patch_rel32(other, e->p);
     uint8_t *retry = emit_test_site(e, &l, SITE_RETRY);
-    emit_rr(e, 0x01, s, l.delta); /* the operand's host address */
-    emit_store_gs(e, GS_TMP(6), s);
-    emit_rr(e, 0x01, l.delta, l.page); /* the page's */
-    emit_fill(p, e, &l, SITE_CHECK_BYTES);
+    emit_rr(e, 0x01, l.delta, l.page); /* the page's host address */
+    hot[1] = emit_fill(p, e, &l, SITE_CHECK_BYTES);
     emit_load_gs(e, s, GS_TMP(6));
+    if (s >= 8) e8(e, 0x41);
+    e8(e, 0x81);
+    e8(e, 0xe0 | (s & 7));
+    e32(e, (uint32_t)(PAGE_SIZE - 1)); /* and s32, 4095 */
+    emit_rr(e, 0x01, s, l.delta);      /* the operand's */
     emit_bring_back(e, &l);
     emit_gs(e, 0, 0xff, 4, GS_TMP(5));
 
     patch_rel32(retry, e->p);
-    emit_store_gs(e, GS_TMP(6), s);
-    emit_fill(p, e, &l, 0);
+    hot[2] = emit_fill(p, e, &l, 0);
     emit_load_gs(e, s, GS_TMP(6));
     emit_bring_back(e, &l);
     emit_gs(e, 0, 0xff, 4, GS_TMP(5));
 
+    for (unsigned i = 0; i < 3; i++) patch_rel32(hot[i], e->p);
+    emit_load_gs(e, s, GS_TMP(6));
     patch_rel32(miss, e->p);
     emit_bring_back(e, &l);
     emit_jmp(e, p->code + p->stub_exit[HX_MEM]);

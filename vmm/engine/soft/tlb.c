@@ -242,7 +242,6 @@ static bool any(const uint64_t *map)
 void soft_tlb_init(struct soft_cpu *cpu)
 {
     fill_words(cpu->tlb, TLB_INVALID, sizeof(cpu->tlb) / 8);
-    fill_words(cpu->site, TLB_INVALID, sizeof(cpu->site) / 8);
     soft_zero(&cpu->track, sizeof(cpu->track));
     cpu->track.walk_epoch = 1;
 }

@@ -31,16 +31,12 @@ struct access {
 enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_STI, COLD_LOOKUP, COLD_SPECIAL };
 struct cold {
     uint8_t kind;
-    uint8_t *jump;        /* rel32 to patch to the cold code */
-    uint32_t split;       /* COLD_SITE of a group: the link to take when the range crosses a page; else 0 */
-    bool flags, rax_lent; /* COLD_SITE: state of the flags, size of the range */
-    uint16_t size, held;
-    uint8_t *resume; /* COLD_SITE: where to go on with the scratch as the check leaves it; NULL: only through a retry */
-    uint32_t meta;   /* site or link */
+    uint8_t *jump; /* rel32 to patch to the cold code */
+    uint32_t meta; /* site or link */
     uint8_t scratch, idx, write;
     uint16_t borrowed;
     uint64_t rip;
-    bool hoisted; /* COLD_SITE of a group: stands before the instruction it is for */
+    bool flags;   /* COLD_SPECIAL: the guest's flags are in RAX */
     uint8_t more; /* COLD_SPECIAL: other jumps that lead here */
     uint8_t *other[7];
 };

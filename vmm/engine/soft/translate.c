@@ -359,155 +359,16 @@ static void emit_link_stub(struct tr *t, uint32_t link, uint8_t *jump)
     emit_jmp(&t->e, t->p->code + t->p->stub_exit[HX_LINK]);
 }
 
-/* Does the group's range cross a page border, or is a check that stands before a test for NULL about NULL? `from`: where to patch the jumps taken
- * then; else the scratch holds its address. */
-static void emit_split_test(struct tr *t, const struct cold *c, uint8_t *from[2])
-{
-    struct emitter *e = &t->e;
-    unsigned s = c->scratch, rex = s >= 8 ? 0x41 : 0;
-    emit_store_gs(e, GS_TMP(6), s); /* the base register may be RAX, which holds the flags now */
-    if (rex) e8(e, rex);
-    e8(e, 0x81);
-    e8(e, 0xe0 | (s & 7));
-    e32(e, (uint32_t)(PAGE_SIZE - 1)); /* and s32, 4095 */
-    if (rex) e8(e, rex);
-    e8(e, 0x81);
-    e8(e, 0xf8 | (s & 7));
-    e32(e, (uint32_t)PAGE_SIZE - c->size); /* cmp s32, 4096 - size */
-    from[0] = emit_jcc(e, 7, NULL);
-    emit_load_gs(e, s, GS_TMP(6));
-    if (c->hoisted) {
-        e8(e, 0x48 | (s >= 8));
-        e8(e, 0x81);
-        e8(e, 0xf8 | (s & 7));
-        e32(e, (uint32_t)PAGE_SIZE); /* cmp s, 4096 */
-        from[1] = emit_jcc(e, 2, NULL);
-    }
-}
-
-static void emit_split(struct tr *t, const struct cold *c, uint8_t *const from[2])
-{
-    struct emitter *e = &t->e;
-    for (unsigned n = 0; n < 2; n++)
-        if (from[n]) patch_rel32(from[n], e->p);
-    if (c->flags) { /* as after a check that held */
-        e8(e, 0x04);
-        e8(e, 0x7f);
-        e8(e, 0x9e);
-        if (!c->rax_lent) emit_load_gs(e, R_RAX, GS_SAVED(R_RAX));
-    }
-    restore_from(t, c->borrowed);
-    uint8_t *jump = emit_jmp(e, NULL);
-    patch_rel32(jump, e->p);
-    emit_link_stub(t, c->split, jump);
-}
-
-static void emit_to_stub(struct tr *t, const struct cold *c)
-{
-    emit_store_gs32_imm(&t->e, GS(exit_info), c->meta);
-    emit_jmp(&t->e, t->p->code + t->p->stub_tlb[c->idx][c->write][c->scratch]);
-}
-
-/* Two registers for the look-up: ones lent out already, else any, to be saved around it. */
-static void pick_two(const struct cold *c, uint8_t r[2], bool save[2])
-{
-    uint16_t no = (uint16_t)(1u << R_RSP | 1u << c->scratch | (c->flags ? 1u << R_RAX : 0));
-    uint16_t free = (uint16_t)(c->borrowed & ~c->held & ~no), any = (uint16_t) ~(no | free);
-    for (unsigned n = 0; n < 2; n++) {
-        save[n] = !free;
-        uint16_t *from = free ? &free : &any;
-        r[n] = (uint8_t)__builtin_ctz(*from);
-        *from &= (uint16_t)(*from - 1);
-    }
-}
-
-/* The hashed look-up of stubs.c once more, at the site, for programs: their accesses roam over more pages than a slot can hold. The
- * kernel's, where code is large and mostly cold, share the stubs. A slot filled for the first time goes through the stub, which notes it. */
-static void emit_tlb_inline(struct tr *t, const struct cold *c, const struct site *site)
-{
-    struct emitter *e = &t->e;
-    uint8_t r[2];
-    bool save[2];
-    unsigned s = c->scratch;
-    pick_two(c, r, save);
-    emit_gs(e, 0, 0x81, 7, site->slot + 4); /* cmp dword gs:[slot.tag+4], empty */
-    e32(e, (uint32_t)(TLB_INVALID >> 32));
-    uint8_t *empty = emit_jcc(e, 4, NULL);
-    for (unsigned n = 0; n < 2; n++)
-        if (save[n]) emit_store_gs(e, GS_TMP(2 + n), r[n]);
-    emit_mov_rr(e, r[0], s);
-    e8(e, 0x48 | (r[0] >= 8));
-    e8(e, 0xc1);
-    e8(e, 0xe8 | (r[0] & 7));
-    e8(e, 12 - 5); /* shr r0, 7 */
-    if (r[0] >= 8) e8(e, 0x41);
-    e8(e, 0x81);
-    e8(e, 0xe0 | (r[0] & 7));
-    e32(e, (TLB_SIZE - 1) << 5); /* and r0d, mask */
-    struct host_mem last = {(uint8_t)s, INSN_NOREG, 1, c->size - 1};
-    emit_lea(e, r[1], last);
-    e8(e, 0x48 | (r[1] >= 8));
-    e8(e, 0x81);
-    e8(e, 0xe0 | (r[1] & 7));
-    e32(e, 0xfffff000u); /* and r1, -4096 */
-    uint32_t tlb = GS(tlb) + c->idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
-    struct host_mem tag = {
-        r[0], INSN_NOREG, 1,
-        (int32_t)(tlb + (c->write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read)))};
-    e8(e, 0x65);
-    emit_rm(e, 0x3b, r[1], tag);
-    uint8_t *miss = emit_jcc(e, 5, NULL);
-    struct host_mem delta = {r[0], INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
-    e8(e, 0x65);
-    emit_rm(e, 0x8b, r[0], delta);
-    /* A site that goes from page to page would fill its slot each time for nothing: only addresses at the start of a cache line do. */
-    e8(e, 0x40 | (s >= 8));
-    e8(e, 0xf6);
-    e8(e, 0xc0 | (s & 7));
-    e8(e, 0x38); /* test s8, 0x38 */
-    bool hostpage = site->flags & SITE_HOSTPAGE;
-    struct host_mem sum = {(uint8_t)s, r[0], 1, 0};
-    if (hostpage)
-        emit_lea(e, s, sum);
-    else
-        emit_mov_rr(e, s, r[0]);
-    e8(e, 0x75); /* jnz past the stores */
-    uint8_t *skip = e->p;
-    e8(e, 0);
-    if (hostpage) emit_rr(e, 0x01, r[0], r[1]);
-    emit_store_gs(e, site->slot, r[1]);
-    emit_store_gs(e, site->slot + 8, r[0]);
-    *skip = (uint8_t)(e->p - (skip + 1));
-    for (unsigned n = 0; n < 2; n++)
-        if (save[n]) emit_load_gs(e, r[n], GS_TMP(2 + n));
-    emit_jmp(e, c->resume);
-    patch_rel32(miss, e->p);
-    for (unsigned n = 0; n < 2; n++)
-        if (save[n]) emit_load_gs(e, r[n], GS_TMP(2 + n));
-    emit_store_gs32_imm(e, GS(exit_info), c->meta);
-    emit_jmp(e, t->p->code + t->p->stub_exit[HX_MEM]);
-    patch_rel32(empty, e->p);
-    emit_to_stub(t, c);
-}
-
 static void emit_cold(struct tr *t, const struct cold *c)
 {
     struct emitter *e = &t->e;
     uint8_t *start = e->p;
     patch_rel32(c->jump, start);
     switch (c->kind) {
-    case COLD_SITE: {
-        struct site *s = meta_ptr(t->p, c->meta);
-        emit_gs(e, 1, 0x03, c->scratch, s->slot); /* add s, tag: the address again */
-        uint8_t *split[2] = {NULL, NULL};
-        if (c->split) emit_split_test(t, c, split);
-        if (c->idx == MMU_USER && c->resume)
-            emit_tlb_inline(t, c, s);
-        else
-            emit_to_stub(t, c);
-        if (c->split) emit_split(t, c, split);
+    case COLD_SITE:
+        emit_store_gs32_imm(e, GS(exit_info), c->meta);
+        emit_jmp(e, t->p->code + t->p->stub_tlb[c->idx][c->write][c->scratch]);
         break;
-    }
     case COLD_LINK: {
         uint8_t *jump = c->jump;
         if (c->borrowed) { /* registers come back on the way out, then a patchable jump */

@@ -73,21 +73,6 @@ unsigned tr_borrow(struct tr *t, unsigned i, uint16_t forbidden, bool low_only)
     return r;
 }
 
-/* A kernel has a stack for each thread: after a switch all sites that use it would look it up, each for itself. So they share a few slots,
- * and only the first does. Not one slot: a call from one page of the stack into the next would empty it and fill it again each time. */
-#define STACK_SLOTS 8u
-
-static uint32_t new_slot(struct tr *t, bool write, bool hostpage, bool stack)
-{
-    uint32_t half = SITE_COUNT / 2, first = hostpage ? 0 : STACK_SLOTS, n;
-    if (stack && !hostpage && t->idx != MMU_USER)
-        n = (uint32_t)(t->b->rip >> 8) % STACK_SLOTS;
-    else
-        n = t->p->next_slot[t->idx][write][hostpage]++ % (half - first) + first + (hostpage ? half : 0);
-    uint32_t slot = ((t->idx * 2u + write) * SITE_COUNT + n) * (uint32_t)sizeof(struct site_slot);
-    return GS(site) + slot;
-}
-
 /* What the check is about. */
 struct check {
     unsigned s;         /* scratch: in: holds nothing */
@@ -154,7 +139,9 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
         return;
     }
     struct site *site = meta_ptr(t->p, site_off);
-    uint32_t slot = new_slot(t, c->write, c->hostpage, c->ea.base == R_RSP);
+    bool stack = !c->hostpage && !c->constant && !c->bits && c->seg < 0 && !c->addr32 && c->ea.base == R_RSP;
+    uint32_t slot = stack ? soft_stack_slot(t->cpu, t->idx, c->write, t->b->rip)
+                          : soft_site_slot(t->cpu, t->idx, c->write, c->hostpage);
     if (!c->bits) emit_ea(t, c);
     if (flags) {
         if (!rax_lent) emit_store_gs(e, GS_SAVED(R_RAX), R_RAX);
@@ -183,8 +170,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
     } else {
         emit_load_gs(e, c->s, slot + 8); /* mov s, gs:delta */
     }
-    uint8_t *resume = c->bits ? NULL : e->p;
-    if (resume && resume != retry + SITE_CHECK_BYTES) t->failed = true; /* cannot be: all forms are of one length */
+    if (!c->bits && e->p != retry + SITE_CHECK_BYTES) t->failed = true; /* cannot be: all forms are of one length */
     if (flags) {
         e8(e, 0x04);
         e8(e, 0x7f); /* add al, 0x7f: OF again */
@@ -198,31 +184,15 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
         .span = (uint16_t)(c->size - 1),
         .guest = (uint16_t)(t->x[i].in.rip - t->b->rip),
         .borrowed = t->borrowed | (flags ? 1 : 0),
+        .held = t->held,
         .scratch = (uint8_t)c->s,
-        .flags = (uint8_t)((c->write ? SITE_WRITE : 0) | (c->merged ? SITE_MERGED : 0) | (flags ? SITE_FLAGS : 0) |
-                           (c->hostpage ? SITE_HOSTPAGE : 0) | (resume ? 0 : SITE_RETRY)),
+        .heat = SITE_HEAT,
+        .flags = (uint16_t)((c->write ? SITE_WRITE : 0) | (c->merged ? SITE_MERGED : 0) | (flags ? SITE_FLAGS : 0) |
+                            (c->hostpage ? SITE_HOSTPAGE : 0) | (c->bits ? SITE_RETRY : 0) | (stack ? SITE_SHARED : 0) |
+                            (c->merged && c->hoisted ? SITE_HOISTED : 0)),
     };
-    struct cold *cold = &t->cold[t->colds++];
-    *cold = (struct cold){.kind = COLD_SITE,
-                          .jump = ja,
-                          .meta = site_off,
-                          .scratch = (uint8_t)c->s,
-                          .idx = t->idx,
-                          .write = c->write,
-                          .resume = resume,
-                          .held = t->held,
-                          .size = c->size,
-                          .flags = flags,
-                          .hoisted = c->hoisted,
-                          .rax_lent = rax_lent,
-                          .borrowed = t->borrowed};
-    if (!c->merged) return;
-    /* A range across a page border (a stack frame in a loop, say) fails always: without going through C, on to the other variant. */
-    cold->split = tr_new_link(t, t->x[i].in.rip);
-    if (!cold->split) return;
-    struct link *l = meta_ptr(t->p, cold->split);
-    l->extra_mode = MODE_NO_MERGE;
-    l->to_mode |= MODE_NO_MERGE;
+    t->cold[t->colds++] = (struct cold){
+        .kind = COLD_SITE, .jump = ja, .meta = site_off, .scratch = (uint8_t)c->s, .idx = t->idx, .write = c->write};
 }
 
 /* While the flags are live they are kept in RAX: the check's scratch must be another one. */

@@ -110,6 +110,7 @@ struct block {
     uint32_t map; /* meta offset of its struct imap[] */
     uint16_t map_count;
     uint16_t guest_len; /* bytes of guest code it depends on (in its first page) */
+    uint16_t request;   /* offset of the instruction before which exit requests are looked at */
     bool dead;
     bool global; /* its page is mapped global (both, where it has two) */
 };
@@ -129,16 +130,24 @@ struct imap {
 #define SITE_HOSTPAGE 8 /* slot.delta holds the host page address instead of HVA - GVA */
 #define SITE_RETRY \
     16 /* the check computes more than what the slot holds: do all of it again (bit strings; not with HOSTPAGE) */
+#define SITE_SHARED 32   /* the slot is one of those that all stack accesses begin with */
+#define SITE_UPGRADED 64 /* has its look-up in line (site.c) */
+#define SITE_TRIAL 128   /* its executions are being counted */
+#define SITE_HOISTED 256 /* MERGED, and stands before the first instruction it is for */
+#define TRIAL_RUNS 128   /* executions that a trial counts */
+#define SITE_HEAT 16     /* misses of a filled slot after which a site is upgraded */
 #define SITE_CHECK_BYTES \
     31u /* from `retry` to behind the check, where s is HVA - GVA, or with HOSTPAGE the host address */
 struct site {
-    uint32_t retry; /* code offset where the check is done again */
-    uint32_t slot;  /* offset of its site_slot in struct soft_cpu */
-    uint32_t block; /* meta offset */
-    uint16_t span;  /* bytes checked - 1 */
-    uint16_t guest; /* offset of the guest instruction from block->rip */
-    uint16_t borrowed;
-    uint8_t flags, scratch;
+    uint32_t retry;          /* code offset where the check is done again */
+    uint32_t slot;           /* offset of its site_slot in struct soft_cpu */
+    uint32_t block;          /* meta offset */
+    uint16_t span;           /* bytes checked - 1 */
+    uint16_t guest;          /* offset of the guest instruction from block->rip */
+    uint16_t borrowed, held; /* registers lent out; those of them that carry another check's result */
+    uint16_t flags;
+    uint8_t scratch;
+    uint8_t heat; /* counts down */
 };
 
 /* An indirect branch: what to undo when its target turns out to be no address (SDM vol. 2: then it faults itself). */
@@ -228,9 +237,10 @@ struct soft_private {
     uint64_t fault_pc;                     /* host pc of the last host fault */
     int fault_trap;                        /* and its exception vector */
     struct soft_inbox inbox;
-    uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out */
-    struct tr *translator;                   /* working state of translate.c, made at first use */
-    uint32_t pending_read;                   /* a read that the VMM is to answer: */
+    uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out, by plain or host-page */
+    uint32_t next_trial;
+    struct tr *translator; /* working state of translate.c, made at first use */
+    uint32_t pending_read; /* a read that the VMM is to answer: */
 #define PENDING_MMIO 1u
 #define PENDING_PIO 2u
     uint32_t writes, write_next; /* MMIO writes of the last instruction still to be told to the VMM */
@@ -302,6 +312,15 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
                              const struct code_page *next, uint32_t mode);
 /* A thunk that runs one XK_COPY/XK_MEM instruction, its memory operand at the address in tmp[5]. 0 when full. */
 uint32_t soft_make_thunk(struct soft_cpu *cpu, const struct xinsn *x, uint8_t *scratch);
+
+/* site.c */
+uint32_t soft_site_slot(struct soft_cpu *cpu, unsigned idx, bool write, bool hostpage); /* a new one's offset */
+void soft_init_stack_slots(struct soft_cpu *cpu);
+uint32_t soft_stack_slot(struct soft_cpu *cpu, unsigned idx, bool write, uint64_t rip);
+/* The site missed often: give it a faster way. The FPU need not be parked. */
+void soft_upgrade_site(struct soft_cpu *cpu, struct site *site);
+void soft_trial_over(struct soft_cpu *cpu, struct site *site);
+void soft_forget_trials(struct soft_cpu *cpu);
 
 /* stubs.c */
 void soft_make_stubs(struct soft_cpu *cpu);
