@@ -87,7 +87,7 @@ bad 'cpus: no number' 'cpus.*two' run -k "$dir/kernel" -c two
 bad 'debug-exit: no number' 'debug-exit.*port' run -k "$dir/kernel" --debug-exit port
 bad 'debug-exit: too large' 'debug-exit.*65536' run -k "$dir/kernel" --debug-exit 65536
 bad 'debug-exit: a port that is taken' '0x3f8|overlaps' run -k "$dir/kernel" --debug-exit 0x3f8
-bad 'engine: kvm is not there' 'kvm.*not built in' run -k "$dir/kernel" --engine kvm
+[ -e /dev/kvm ] || bad 'engine: kvm is not there' 'no /dev/kvm; load.*or use --engine soft' run -k "$dir/kernel" --engine kvm
 bad 'engine: unknown' 'hyper' run -k "$dir/kernel" --engine hyper
 bad 'stats: unknown form' 'xml' run -k "$dir/kernel" --stats=xml:x
 bad 'stats: no file' 'json:' run -k "$dir/kernel" --stats=json:

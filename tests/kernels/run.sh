@@ -2,12 +2,14 @@
 # Runs the guest kernels and says which pass. Usage: run.sh [NAME...]
 #   RUNNER=nacelle (default)   build/nacelle, software engine
 #   RUNNER=qemu                QEMU's TCG, to prove the kernels themselves
+#   ENGINE=soft (default)      the CPU engine: soft, kvm, auto
 #   VERBOSE=1                  shows every kernel's output; else only that of failing ones
 # Options and the expected exit status stand at the top of each kernel: "// RUN:", "// STATUS:", "// QEMU:".
 cd "$(dirname "$0")/../.." || exit 2
 BUILD=${BUILD:-build}
 RUNNER=${RUNNER:-nacelle}
 LIMIT=${LIMIT:-60}
+ENGINE=${ENGINE:-soft}
 log=$(mktemp) || exit 2
 trap 'rm -f "$log"' EXIT
 passed=0 failed=0 known=0
@@ -24,7 +26,7 @@ run() { # run NAME CPUS KEYS ARGUMENT: with keys, on a terminal of its own, wher
         set -- "$3" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 64M -smp "$2" -nographic -nic none \
             -no-reboot -device pc-testdev -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$BUILD/kernels/$1.elf" -append "cpus=$2 $4"
     else
-        set -- "$3" "$BUILD/nacelle" run --kernel "$BUILD/kernels/$1.elf" --engine soft --debug-exit 0xf4 \
+        set -- "$3" "$BUILD/nacelle" run --kernel "$BUILD/kernels/$1.elf" --engine "$ENGINE" --debug-exit 0xf4 \
             --no-reboot -m 64M -c "$2" -a "cpus=$2 $4"
     fi
     keys=$1

@@ -329,7 +329,7 @@ static void test_fuzz(void **state)
         case 7: eoi(r, n); break;
         }
     }
-    irqchip_reset(r->chip);
+    assert_int_equal(irqchip_reset(r->chip, &(struct nerr){0}), 0);
     for (unsigned g = 0; g < 24; g++) irqchip_set_line(r->chip, g, false);
     apic_enable(r);
     redirect(r, 14, 2u << 24, 0x76);

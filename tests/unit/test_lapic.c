@@ -156,7 +156,7 @@ static void test_init_sipi(void **state)
     assert_int_equal(r->sipi_vector, 0x99);
     ipi(r, 1, 0, 0x698); /* the BSP does not wait for one */
     assert_int_equal(r->sipis[0], 0);
-    irqchip_reset(r->chip); /* after power-on the AP waits as well */
+    assert_int_equal(irqchip_reset(r->chip, &(struct nerr){0}), 0); /* after power-on the AP waits as well */
     ipi(r, 0, 1, 0x697);
     assert_int_equal(r->sipis[1], 2);
     rig_free(r);
@@ -548,7 +548,7 @@ static void test_fuzz(void **state)
             break;
         }
     }
-    irqchip_reset(r->chip);
+    assert_int_equal(irqchip_reset(r->chip, &(struct nerr){0}), 0);
     for (unsigned i = 0; i < 3; i++) irqchip_reset_lapic(r->chip, i);
     apic_enable(r);
     ipi(r, 0, 2, 0x4045);

@@ -47,8 +47,31 @@ struct cpu_table {
 };
 
 #define CPU_XSAVE_SIZE 4096
+#define CPU_MAX_MSRS 96
 
-/* Everything that makes up a vCPU except its local APIC (vmm/irq). Bits unsupported by the engine are refused. */
+/* A model-specific register that has no field of its own below. */
+struct cpu_msr {
+    uint32_t index;
+    uint64_t value;
+};
+
+/* What the CPU was about to deliver when it stopped; it does so before the next instruction. */
+enum cpu_event_kind {
+    CPU_EVENT_NONE,
+    CPU_EVENT_EXCEPTION, /* CR2 and DR6 are set already */
+    CPU_EVENT_INTERRUPT, /* acknowledged: its bit is in ISR */
+    CPU_EVENT_NMI,
+    CPU_EVENT_KINDS
+};
+struct cpu_event {
+    uint8_t kind; /* enum cpu_event_kind */
+    uint8_t vector;
+    bool has_error;
+    uint32_t error;
+};
+
+/* Everything that makes up a vCPU except its local APIC (vmm/irq). Bits unsupported by the engine are refused. After an exit that asks for
+ * something (I/O, MMIO) the instruction is half done: the state is whole after VCPU_EXIT_KICKED, or before the first run. */
 struct cpu_state {
     uint64_t gpr[16]; /* rax rcx rdx rbx rsp rbp rsi rdi r8..r15 */
     uint64_t rip, rflags;
@@ -58,10 +81,14 @@ struct cpu_state {
     uint64_t dr[8]; /* 0-3, 6, 7 */
     uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
-    uint64_t tsc_offset;                        /* guest TSC = host TSC + tsc_offset */
-    bool halted;                                /* waits in HLT */
-    bool irq_shadow;                            /* STI / MOV SS shadow */
-    bool nmi_blocked;                           /* between NMI delivery and IRET */
+    uint64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
+    bool halted;         /* waits in HLT */
+    bool irq_shadow;     /* STI / MOV SS shadow */
+    bool nmi_blocked;    /* between NMI delivery and IRET */
+    uint8_t nmi_pending; /* NMIs that wait inside the CPU: 0..2 */
+    struct cpu_event event;
+    unsigned msrs;                    /* those that differ from their power-on value: MTRRs, paravirtual clock, ... */
+    struct cpu_msr msr[CPU_MAX_MSRS]; /* set_state puts all others back to that value */
     _Alignas(64) uint8_t xsave[CPU_XSAVE_SIZE]; /* standard-format XSAVE image */
 };
 

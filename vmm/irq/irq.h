@@ -40,8 +40,8 @@ void irqchip_msi(struct irqchip *c, uint64_t addr, uint32_t data);
  * same fd changes the message. The fd stays the caller's, who removes it here before closing it. */
 int irqchip_irqfd_add(struct irqchip *c, int fd, uint64_t addr, uint32_t data, struct nerr *e);
 void irqchip_irqfd_remove(struct irqchip *c, int fd);
-/* Power-on. vCPUs don't run. */
-void irqchip_reset(struct irqchip *c);
+/* Power-on of all controllers (and of all vCPUs, where the engine has its own). vCPUs exist and don't run. Fails only inside engines. */
+int irqchip_reset(struct irqchip *c, struct nerr *e);
 /* INIT of one LAPIC (all registers but the id). */
 void irqchip_reset_lapic(struct irqchip *c, unsigned vcpu);
 

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "common/log.h"
 #include "vmm/irq/chip.h"
 
 /* The guest may move a LAPIC's page (IA32_APIC_BASE) within this window; the bus is fixed, so all of it is ours. */
@@ -193,18 +192,34 @@ const struct vcpu_irq_port *irqchip_port(struct irqchip *c, unsigned vcpu)
     return vcpu < c->vcpus ? &c->lapic[vcpu].port : NULL;
 }
 
-void irqchip_reset(struct irqchip *c)
+/* Power-on is the same whoever keeps the controllers: those here, just reset, are the model for the engine's. */
+static int reset_inside(struct irqchip *c, struct nerr *e)
+{
+    struct irq_chips_state old, new;
+    struct irq_lapic_state l;
+    int r = c->inside->reset(c->engine, e);
+    for (unsigned i = 0; i < c->vcpus && !r; i++) {
+        lapic_get_state(&c->lapic[i], &l);
+        r = c->inside->set_lapic(c->engine, i, &l, e);
+    }
+    if (!r) r = c->inside->get_chips(c->engine, &old, e);
+    if (r) return r;
+    ioapic_get_state(&c->ioapic, &new.ioapic);
+    pic_get_state(&c->pic, new.pic);
+    new.ioapic.lines = old.ioapic.lines; /* the devices' wires stay as they are */
+    for (unsigned i = 0; i < 2; i++) new.pic[i].lines = old.pic[i].lines;
+    return c->inside->set_chips(c->engine, &new, e);
+}
+
+int irqchip_reset(struct irqchip *c, struct nerr *e)
 {
     struct irq_kick k = {0};
-    struct nerr e;
-    if (c->inside) {
-        if (c->inside->reset(c->engine, &e)) nc_error("%s", e.text);
-        return;
-    }
     ioapic_reset(&c->ioapic);
     pic_reset(&c->pic, &k);
     for (unsigned i = 0; i < c->vcpus; i++) lapic_power_on(&c->lapic[i]);
+    if (c->inside) return reset_inside(c, e);
     irq_kick_run(c, &k);
+    return 0;
 }
 
 void irqchip_reset_lapic(struct irqchip *c, unsigned vcpu)

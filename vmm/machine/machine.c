@@ -206,6 +206,7 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
     if (!r) r = create_engine(m, e);
     if (!r) r = create_devices(m, cfg, e);
     if (!r) r = create_vcpus(m, e);
+    if (!r) r = irqchip_reset(m->irqchip, e);
     if (r) {
         machine_destroy(m);
         return r;
@@ -276,8 +277,7 @@ static void do_reset(void *ctx)
     platform_serial_flush(m->platform);
     pci_bus_reset(m->pci);
     platform_reset(m->platform);
-    irqchip_reset(m->irqchip);
-    if (load(m, &e)) {
+    if (irqchip_reset(m->irqchip, &e) || load(m, &e)) {
         nc_error("reset: %s", e.text);
         machine_stop(m, MACHINE_EXIT_HOST);
         return;
