@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "block_fixture.h"
 
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -153,10 +154,514 @@ static void test_model(void **state)
             }
 }
 
+/* ---- opening ---- */
+
+static const struct block_config writable = {.cache = BLOCK_CACHE_WRITEBACK, .discard = true};
+
+static void refused(struct disk_rig *d, struct block_config cfg, int code, const char *says)
+{
+    struct block *b;
+    if (!cfg.path) cfg.path = d->path;
+    int r = block_open(&cfg, d->loop, &b, &d->e);
+    if (r != code) fail_msg("%s: %d instead of %d (%s)", cfg.path, r, code, r ? d->e.text : "no error");
+    assert_null(b);
+    if (!strstr(d->e.text, says)) fail_msg("'%s' does not say '%s'", d->e.text, says);
+    assert_null(strchr(d->e.text, '\n'));
+}
+
+static void put_file(const char *path, const char *bytes, size_t n, off_t size)
+{
+    int fd = open(path, O_WRONLY | O_TRUNC);
+    assert_int_equal(write(fd, bytes, n), n);
+    assert_int_equal(ftruncate(fd, size), 0);
+    close(fd);
+}
+
+static void test_open_errors(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    disk_rig_init(&d);
+    struct block_config cfg = writable;
+    refused(&d, cfg, -EINVAL, "empty");
+    disk_rig_size(&d, 1000);
+    refused(&d, cfg, -EINVAL, "multiple of 512");
+    cfg.path = "/nonexistent/disk";
+    refused(&d, cfg, -ENOENT, "truncate");
+    cfg.path = "/";
+    refused(&d, cfg, -EINVAL, "neither");
+    cfg.path = "/dev/null";
+    refused(&d, cfg, -EINVAL, "neither");
+    cfg.path = NULL;
+    put_file(d.path, "KDMV", 4, 4096);
+    refused(&d, cfg, -EINVAL, "vmdk");
+    put_file(d.path, "vhdxfile", 8, 4096);
+    refused(&d, cfg, -EINVAL, "vhdx");
+    put_file(d.path, "LUKS\xba\xbe", 6, 4096);
+    refused(&d, cfg, -EINVAL, "qemu-img convert");
+    cfg.format = "raw"; /* then these are the disk's own bytes */
+    struct block *b;
+    cfg.path = d.path;
+    assert_int_equal(block_open(&cfg, d.loop, &b, &d.e), 0);
+    block_close(b);
+    disk_rig_destroy(&d);
+}
+
+static void test_permission(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    disk_rig_init(&d);
+    disk_rig_size(&d, 4096);
+    chmod(d.path, 0444);
+    /* Root may do anything, so the check runs in a child that is not. */
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (geteuid() == 0 && (setgid(65534) || setuid(65534))) _exit(9);
+        struct block_config cfg = writable;
+        cfg.path = d.path;
+        struct nerr e = {""};
+        struct block *b;
+        struct event_loop *loop = event_loop_create(&e);
+        if (block_open(&cfg, loop, &b, &e) != -EACCES || !strstr(e.text, "add ro")) _exit(1);
+        cfg.readonly = true;
+        if (block_open(&cfg, loop, &b, &e)) _exit(2);
+        block_close(b);
+        _exit(0);
+    }
+    int status = -1;
+    waitpid(pid, &status, 0);
+    assert_int_equal(status, 0);
+    disk_rig_destroy(&d);
+}
+
+static void test_locks(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    disk_rig_init(&d);
+    disk_rig_size(&d, 4096);
+    disk_rig_open(&d, writable);
+    struct block_config ro = writable;
+    ro.readonly = true;
+    refused(&d, writable, -EBUSY, "in use");
+    refused(&d, ro, -EBUSY, "writes to it");
+    disk_rig_close(&d);
+    disk_rig_open(&d, ro);
+    refused(&d, writable, -EBUSY, "in use");
+    struct block *second;
+    ro.path = d.path;
+    assert_int_equal(block_open(&ro, d.loop, &second, &d.e), 0);
+    block_close(second);
+    disk_rig_close(&d);
+    disk_rig_open(&d, writable); /* nothing is left of the locks */
+    disk_rig_destroy(&d);
+}
+
+/* ---- requests ---- */
+
+static void test_bounds(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t buffer[4096] = {0};
+    disk_rig_init(&d);
+    disk_rig_size(&d, 64 * KIB);
+    disk_rig_open(&d, writable);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 64 * KIB - 512, buffer, 512), 0);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 64 * KIB - 512, buffer, 1024), -EIO);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 64 * KIB, buffer, 512), -EIO);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, UINT64_MAX - 511, buffer, 1024), -EIO);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 100, buffer, 512), -EINVAL);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, buffer, 100), -EINVAL);
+    assert_int_equal(disk_do(&d, BLOCK_DISCARD, 0, NULL, UINT64_MAX - 511), -EIO);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 0, buffer, 0), 0);
+    struct disk_io io = {.result = 1};
+    io.r = (struct block_request){.op = BLOCK_READ, .length = 1024, .iov = io.iov, .iovs = 1, .done = disk_io_done};
+    io.iov[0] = (struct iovec){buffer, 512}; /* less memory than asked for */
+    block_submit(d.b, &io.r);
+    assert_int_equal(disk_io_wait(&io), -EINVAL);
+    struct block_stats s;
+    block_get_stats(d.b, &s);
+    assert_int_equal(s.errors, 7);
+    assert_int_equal(s.ops[BLOCK_READ], 2);
+    assert_int_equal(s.bytes[BLOCK_READ], 512);
+    disk_rig_destroy(&d);
+}
+
+static void test_readonly(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t buffer[512] = {1};
+    disk_rig_init(&d);
+    disk_rig_size(&d, 4096);
+    struct block_config cfg = writable;
+    cfg.readonly = true;
+    disk_rig_open(&d, cfg);
+    struct block_info info;
+    block_info(d.b, &info);
+    assert_true(info.readonly);
+    assert_false(info.can_discard);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, buffer, 512), -EROFS);
+    assert_int_equal(disk_do(&d, BLOCK_DISCARD, 0, NULL, 512), -EROFS);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE_ZEROES, 0, NULL, 512), -EROFS);
+    assert_int_equal(disk_do(&d, BLOCK_FLUSH, 0, NULL, 0), 0);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 0, buffer, 512), 0);
+    assert_int_equal(buffer[0], 0);
+    disk_rig_destroy(&d);
+}
+
+/* done() on the caller's thread only where the caller asked for it. */
+static void test_threads(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t buffer[4096];
+    struct disk_io io = {.result = 1};
+    disk_rig_init(&d);
+    disk_rig_size(&d, 64 * KIB);
+    disk_rig_open(&d, writable);
+    for (unsigned i = 0; i < 50; i++) {
+        assert_int_equal(disk_do(&d, i % 2 ? BLOCK_WRITE : BLOCK_READ, 4096, buffer, 4096), 0);
+        block_plug(d.b);
+        disk_io_submit(&d, &io, i % 2 ? BLOCK_WRITE : BLOCK_READ, 4096, buffer, 4096);
+        block_unplug(d.b);
+        assert_int_equal(disk_io_wait(&io), 0);
+        assert_true(pthread_equal(io.thread, d.thread));
+    }
+    /* In the page cache by now: finished before reap returns. */
+    unsigned here = 0;
+    for (unsigned i = 0; i < 50; i++) {
+        block_plug(d.b);
+        disk_io_submit(&d, &io, BLOCK_READ, 4096, buffer, 4096);
+        assert_int_equal(atomic_load(&io.state), 0); /* not from inside submit */
+        block_unplug_reap(d.b);
+        if (atomic_load(&io.state) && pthread_equal(io.thread, pthread_self())) here++;
+        assert_int_equal(disk_io_wait(&io), 0);
+    }
+    assert_in_range(here, 45, 50);
+    disk_rig_destroy(&d);
+}
+
+static void test_direct(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t *buffer = NULL;
+    struct block_stats s;
+    assert_int_equal(posix_memalign((void **)&buffer, 4096, 8192), 0);
+    disk_rig_init(&d);
+    disk_rig_size(&d, MIB);
+    struct block_config cfg = writable;
+    cfg.cache = BLOCK_CACHE_NONE;
+    cfg.format = "raw";
+    disk_rig_open(&d, cfg);
+    memset(buffer, 0x5a, 8192);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 4096, buffer, 4096), 0);
+    block_get_stats(d.b, &s);
+    assert_int_equal(s.bounced_bytes, 0);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 4096, buffer + 8, 4096), 0);
+    assert_int_equal(buffer[8], 0x5a);
+    block_get_stats(d.b, &s);
+    /* Where the build's file system has no O_DIRECT nothing needs a bounce buffer. */
+    assert_int_equal(s.bounced_bytes, d.b->file.direct ? 4096 : 0);
+    disk_rig_destroy(&d);
+    free(buffer);
+}
+
+static uint64_t blocks(const char *path)
+{
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static void test_discard_frees(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t *data = malloc(MIB);
+    memset(data, 1, MIB);
+    disk_rig_init(&d);
+    disk_rig_size(&d, MIB);
+    disk_rig_open(&d, writable);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, data, MIB), 0);
+    assert_int_equal(disk_do(&d, BLOCK_FLUSH, 0, NULL, 0), 0);
+    assert_in_range(blocks(d.path), MIB, 2 * MIB);
+    assert_int_equal(disk_do(&d, BLOCK_DISCARD, 0, NULL, MIB), 0);
+    if (!d.b->file.no_punch) assert_in_range(blocks(d.path), 0, 64 * KIB);
+    disk_rig_close(&d);
+    /* discard=off: the guest is told that there is none, and one that tries all the same changes nothing. */
+    struct block_config cfg = writable;
+    cfg.discard = false;
+    disk_rig_open(&d, cfg);
+    struct block_info info;
+    block_info(d.b, &info);
+    assert_false(info.can_discard);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, data, MIB), 0);
+    assert_int_equal(disk_do(&d, BLOCK_DISCARD, 0, NULL, MIB), 0);
+    assert_int_equal(disk_do(&d, BLOCK_FLUSH, 0, NULL, 0), 0);
+    assert_in_range(blocks(d.path), MIB, 2 * MIB);
+    disk_rig_destroy(&d);
+    free(data);
+}
+
+/* A raw image that was not called raw must not turn into something that the next start opens as qcow2. */
+static void test_guessed_stays_raw(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t head[1024] = "QFI\xfb";
+    disk_rig_init(&d);
+    disk_rig_size(&d, 64 * KIB);
+    disk_rig_open(&d, writable);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, head, 1024), -EPERM);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 512, head, 512), 0); /* anywhere else it is data */
+    memcpy(head, "data", 4);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, head, 1024), 0);
+    disk_rig_close(&d);
+    struct block_config cfg = writable;
+    cfg.format = "raw";
+    disk_rig_open(&d, cfg);
+    memcpy(head, "QFI\xfb", 4);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, head, 1024), 0);
+    disk_rig_destroy(&d);
+}
+
+static void test_resize(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t sector[512] = {7};
+    struct block_info info;
+    disk_rig_init(&d);
+    disk_rig_size(&d, 64 * KIB);
+    disk_rig_open(&d, writable);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 64 * KIB, sector, 512), -EIO);
+    assert_int_equal(block_resize(d.b, 128 * KIB, &d.e), 0);
+    block_info(d.b, &info);
+    assert_int_equal(info.size, 128 * KIB);
+    assert_int_equal(disk_do(&d, BLOCK_WRITE, 64 * KIB, sector, 512), 0);
+    assert_int_equal(block_resize(d.b, 64 * KIB, &d.e), -EINVAL);
+    assert_non_null(strstr(d.e.text, "shrinking"));
+    assert_int_equal(block_resize(d.b, 128 * KIB + 100, &d.e), -EINVAL);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 128 * KIB - 512, sector, 512), 0);
+    disk_rig_destroy(&d);
+}
+
+/* ---- errors of the host ---- */
+
+static int always(void *ctx, const struct block_request *r, const struct block_step *s)
+{
+    (void)s;
+    int *error = ctx;
+    return r->op == BLOCK_FLUSH ? -EIO : *error;
+}
+
+static void test_host_errors(void **state)
+{
+    (void)state;
+    for (unsigned a = 0; a < 2; a++) {
+        struct disk_rig d;
+        uint8_t data[4096] = {0};
+        int error = -ENOSPC;
+        disk_rig_init(&d);
+        disk_rig_size(&d, MIB);
+        struct block_config cfg = writable;
+        cfg.aio = aios[a];
+        disk_rig_open(&d, cfg);
+        block_set_fault(d.b, always, &error);
+        assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, data, 4096), -ENOSPC);
+        assert_int_equal(disk_do(&d, BLOCK_WRITE_ZEROES, 0, NULL, 4096), -ENOSPC);
+        assert_int_equal(disk_do(&d, BLOCK_FLUSH, 0, NULL, 0), -EIO);
+        error = -EAGAIN; /* for ever: an error in the end, not an endless loop */
+        assert_int_equal(disk_do(&d, BLOCK_READ, 0, data, 4096), -EAGAIN);
+        error = -EOPNOTSUPP; /* no hole, no zero range: then zeroes are written, which fails the same way here */
+        assert_int_equal(disk_do(&d, BLOCK_WRITE_ZEROES, 0, NULL, 4096), -EOPNOTSUPP);
+        assert_int_equal(disk_do(&d, BLOCK_DISCARD, 0, NULL, 4096), 0);
+        block_set_fault(d.b, NULL, NULL);
+        memset(data, 1, 4096);
+        assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, data, 4096), 0);
+        assert_int_equal(disk_do(&d, BLOCK_WRITE_ZEROES, 0, NULL, 4096), 0); /* now by writing them */
+        assert_int_equal(disk_do(&d, BLOCK_READ, 0, data, 4096), 0);
+        for (unsigned i = 0; i < 4096; i++) assert_int_equal(data[i], 0);
+        disk_rig_destroy(&d);
+    }
+}
+
+/* The real thing: a file that may not grow, and one that another process cut off. */
+static void test_real_errors(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    uint8_t data[8192] = {3};
+    struct rlimit old, limit;
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &old);
+    limit = old;
+    limit.rlim_cur = 64 * KIB;
+    for (unsigned a = 0; a < 2; a++) {
+        disk_rig_init(&d);
+        disk_rig_size(&d, MIB);
+        struct block_config cfg = writable;
+        cfg.aio = aios[a];
+        disk_rig_open(&d, cfg);
+        setrlimit(RLIMIT_FSIZE, &limit);
+        int first = disk_do(&d, BLOCK_WRITE, 128 * KIB, data, 4096),
+            half = disk_do(&d, BLOCK_WRITE, 60 * KIB, data, 8192);
+        setrlimit(RLIMIT_FSIZE, &old);
+        assert_int_equal(first, -EFBIG);
+        assert_int_equal(half, -EFBIG); /* begun, but not all of it */
+        assert_int_equal(disk_do(&d, BLOCK_WRITE, 128 * KIB, data, 4096), 0);
+        disk_rig_size(&d, 4096);
+        assert_int_equal(disk_do(&d, BLOCK_READ, 128 * KIB, data, 4096), -EIO);
+        assert_int_equal(disk_do(&d, BLOCK_READ, 0, data, 8192), -EIO);
+        disk_rig_destroy(&d);
+    }
+}
+
+/* ---- limits ---- */
+
+/* Bytes (or operations) in half a second with `depth` requests in flight. */
+static uint64_t pump(struct disk_rig *d, enum block_op op, uint64_t size, unsigned depth, bool count_bytes)
+{
+    struct disk_io io[8] = {0};
+    uint8_t *data = calloc(1, size);
+    uint64_t done = 0, start = clock_mono_ns();
+    for (unsigned i = 0; i < depth; i++) disk_io_submit(d, &io[i], op, 0, data, size);
+    while (clock_mono_ns() < start + 500000000) {
+        bool any = false;
+        for (unsigned i = 0; i < depth; i++)
+            if (atomic_load(&io[i].state)) {
+                assert_int_equal(io[i].result, 0);
+                done += count_bytes ? size : 1;
+                disk_io_submit(d, &io[i], op, 0, data, size);
+                any = true;
+            }
+        if (!any) usleep(100);
+    }
+    block_drain(d->b); /* goes beyond the limit, and is not counted */
+    free(data);
+    return done;
+}
+
+static void assert_rate(uint64_t got, uint64_t want)
+{
+    if (got < want * 80 / 100 ||
+        got > want * 120 / 100) /* half a second on a busy machine; the exact test is in simulated time */
+        fail_msg("%llu instead of %llu", (unsigned long long)got, (unsigned long long)want);
+}
+
+static void test_limits(void **state)
+{
+    (void)state;
+    struct disk_rig d;
+    struct block_limits l = {.read_bps = 8 * MIB};
+    disk_rig_init(&d);
+    disk_rig_size(&d, 4 * MIB);
+    struct block_config cfg = writable;
+    cfg.limits = l;
+    disk_rig_open(&d, cfg);
+    assert_rate(pump(&d, BLOCK_READ, 4096, 8, true), 4 * MIB);
+    assert_true(pump(&d, BLOCK_WRITE, 64 * KIB, 8, true) > 6 * MIB); /* not limited */
+    l = (struct block_limits){.total_iops = 400};
+    assert_int_equal(block_set_limits(d.b, &l, &d.e), 0);
+    usleep(300000); /* the drain's debt */
+    assert_rate(pump(&d, BLOCK_WRITE, 4096, 4, false), 200);
+    /* A request of 1 MiB counts as 16. */
+    usleep(300000);
+    assert_rate(pump(&d, BLOCK_READ, MIB, 1, false), 200 / 16);
+    /* What waits when the limit goes away goes at once. */
+    struct disk_io io[3] = {0};
+    uint8_t *data = calloc(1, MIB);
+    l = (struct block_limits){.write_bps = 1000};
+    assert_int_equal(block_set_limits(d.b, &l, &d.e), 0);
+    for (unsigned i = 0; i < 3; i++) disk_io_submit(&d, &io[i], BLOCK_WRITE, 0, data, MIB);
+    usleep(30000);
+    assert_int_equal(atomic_load(&io[2].state), 0);
+    struct block_limits now;
+    block_get_limits(d.b, &now);
+    assert_int_equal(now.write_bps, 1000);
+    memset(&l, 0, sizeof(l));
+    assert_int_equal(block_set_limits(d.b, &l, &d.e), 0);
+    for (unsigned i = 0; i < 3; i++) assert_int_equal(disk_io_wait(&io[i]), 0);
+    assert_false(atomic_load(&d.b->limited));
+    struct block_stats s;
+    block_get_stats(d.b, &s);
+    assert_true(s.throttled_ns > 20000000);
+    disk_rig_destroy(&d);
+    free(data);
+}
+
+/* ---- durability ---- */
+
+/* A child writes numbered sectors, flushes, and says what is flushed; it is killed at any moment. Everything acknowledged is in the file. */
+static void write_and_tell(const char *path, int out, enum block_cache cache)
+{
+    struct disk_rig d;
+    memset(&d, 0, sizeof(d));
+    d.loop = event_loop_create(&d.e);
+    snprintf(d.path, sizeof(d.path), "%s", path);
+    struct block_config cfg = {.cache = cache, .discard = true};
+    disk_rig_open(&d, cfg);
+    for (uint64_t n = 1;; n++) {
+        struct disk_io io[4] = {0};
+        uint64_t data[4][512 / 8];
+        block_plug(d.b);
+        for (unsigned i = 0; i < 4; i++) {
+            for (unsigned k = 0; k < 64; k++) data[i][k] = n;
+            disk_io_submit(&d, &io[i], BLOCK_WRITE, ((n * 4 + i) * 8192) % MIB, data[i], 512);
+        }
+        block_unplug_reap(d.b);
+        bool ok = true;
+        for (unsigned i = 0; i < 4; i++) ok &= disk_io_wait(&io[i]) == 0;
+        if (cache != BLOCK_CACHE_WRITETHROUGH) ok &= disk_do(&d, BLOCK_FLUSH, 0, NULL, 0) == 0;
+        if (!ok || write(out, &n, sizeof(n)) != sizeof(n)) _exit(1);
+    }
+}
+
+static void test_kill(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < 6; round++) {
+        struct disk_rig d;
+        int told[2];
+        uint64_t n, last = 0, sector[64];
+        disk_rig_init(&d);
+        disk_rig_size(&d, MIB);
+        assert_int_equal(pipe(told), 0);
+        pid_t pid = fork();
+        if (pid == 0) write_and_tell(d.path, told[1], round % 2 ? BLOCK_CACHE_WRITETHROUGH : BLOCK_CACHE_WRITEBACK);
+        close(told[1]);
+        assert_int_equal(read(told[0], &last, sizeof(last)), sizeof(last));
+        usleep(3000 + round * 7000);
+        kill(pid, SIGKILL);
+        while (read(told[0], &n, sizeof(n)) == sizeof(n)) last = n;
+        waitpid(pid, NULL, 0);
+        close(told[0]);
+        disk_rig_open(&d, writable); /* its lock is gone, too */
+        for (uint64_t i = last > 30 ? last - 30 : 1; i <= last; i++)
+            for (unsigned k = 0; k < 4; k++) {
+                assert_int_equal(disk_do(&d, BLOCK_READ, ((i * 4 + k) * 8192) % MIB, sector, 512), 0);
+                assert_in_range(sector[0], i, last + 1); /* written again after it was acknowledged: fine */
+                assert_int_equal(sector[0], sector[63]);
+            }
+        disk_rig_destroy(&d);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_model),
+        cmocka_unit_test(test_model),         cmocka_unit_test(test_open_errors),
+        cmocka_unit_test(test_permission),    cmocka_unit_test(test_locks),
+        cmocka_unit_test(test_bounds),        cmocka_unit_test(test_readonly),
+        cmocka_unit_test(test_threads),       cmocka_unit_test(test_direct),
+        cmocka_unit_test(test_discard_frees), cmocka_unit_test(test_guessed_stays_raw),
+        cmocka_unit_test(test_resize),        cmocka_unit_test(test_host_errors),
+        cmocka_unit_test(test_real_errors),   cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_kill),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,6 +18,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/log.h"
@@ -29,6 +30,8 @@
 #define SLOT_DATA (512u << 10) /* larger requests go in pieces */
 #define RING_SIZE 256          /* a power of two; three descriptors a slot */
 #define DESCS 3
+#define BUSY_TRIES 3
+#define BUSY_WAIT_NS 300000000
 _Static_assert(SLOTS *DESCS <= RING_SIZE, "every slot has its descriptors");
 
 struct slot_head { /* shared */
@@ -393,7 +396,7 @@ static int explain(struct block *b, struct block_daemon *d, int r, struct nerr *
     return r;
 }
 
-int block_daemon_open(struct block *b, const struct block_config *cfg, const char *format, struct nerr *e)
+static int open_once(struct block *b, const struct block_config *cfg, const char *format, struct nerr *e)
 {
     struct block_daemon *d = calloc(1, sizeof(*d));
     if (!d) return nerr_set(e, -ENOMEM, "disk %s: out of memory", b->path);
@@ -415,4 +418,15 @@ int block_daemon_open(struct block *b, const struct block_config *cfg, const cha
     d->watched = true;
     b->driver = &block_daemon_driver;
     return 0;
+}
+
+int block_daemon_open(struct block *b, const struct block_config *cfg, const char *format, struct nerr *e)
+{
+    int r = open_once(b, cfg, format, e);
+    /* The daemon of a VMM that was killed a moment ago may still be on its way out. */
+    for (unsigned i = 0; r == -EBUSY && i < BUSY_TRIES; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = BUSY_WAIT_NS}, NULL);
+        r = open_once(b, cfg, format, e);
+    }
+    return r;
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/addr.h"
@@ -16,6 +17,8 @@
 #include "vmm/backend/block_internal.h"
 
 #define MAX_RETRIES 100
+#define BUSY_TRIES 50
+#define BUSY_WAIT_NS 10000000
 #define MAX_IOVS 1024 /* the kernel's IOV_MAX */
 #define ZEROES (64u << 10)
 /* A small write into the page cache that took longer than this has met throttling or a slow device: for a while others then go
@@ -72,7 +75,13 @@ static int find_size(struct block *b, uint64_t *size, struct nerr *e)
 static int lock_file(struct block *b, bool readonly, struct nerr *e)
 {
     struct flock l = {.l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(b->file.fd, F_OFD_SETLK, &l) == 0) return 0;
+    int r = fcntl(b->file.fd, F_OFD_SETLK, &l);
+    /* A process that was killed a moment ago: the kernel takes its io_uring down, and with that the file, a little later. */
+    for (unsigned i = 0; r && (errno == EAGAIN || errno == EACCES) && i < BUSY_TRIES; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = BUSY_WAIT_NS}, NULL);
+        r = fcntl(b->file.fd, F_OFD_SETLK, &l);
+    }
+    if (!r) return 0;
     if (errno == EAGAIN || errno == EACCES)
         return nerr_set(e, -EBUSY, "disk %s: it is in use by another virtual machine or program%s", b->path,
                         readonly ? " that writes to it" : "; end that, or give both the disk with ro");
