@@ -317,6 +317,7 @@ void soft_cache_flush(struct soft_cpu *cpu)
     }
     soft_forget_trials(cpu);
     p->cross_links[0] = p->cross_links[1] = 0;
+    p->ordered = 0;
     p->code_used = p->code_stubs_end;
     p->meta_used = 64; /* offset 0 means none */
     p->generation++;
@@ -403,6 +404,7 @@ static void insert(struct soft_cpu *cpu, struct block *b)
 {
     struct soft_private *p = cpu->priv;
     uint32_t off = (uint32_t)((uint8_t *)b - p->meta);
+    if (p->ordered < BLOCKS_MAX) p->order[p->ordered++] = off;
     uint32_t *h = &p->hash[hash_block(b->gpa, b->rip, b->mode)];
     b->next_hash = *h;
     *h = off;
@@ -470,18 +472,27 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
     return b;
 }
 
-/* The block whose host code contains this host address, by search: only host faults ask. */
+/* The block whose host code contains this host address. */
 struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc)
 {
     struct soft_private *p = cpu->priv;
     uint64_t off = host_pc - (uint64_t)(uintptr_t)p->code;
+    uint32_t lo = 0, hi = p->ordered;
     if (off >= p->code_used) return NULL;
-    for (uint32_t i = 0; i < HASH_SIZE; i++)
-        for (uint32_t at = p->hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_hash) {
-            struct block *b = meta_ptr(p, at);
-            if (off >= b->host && off < b->host_end) return b;
-        }
-    return NULL;
+    while (lo < hi) {
+        uint32_t mid = (lo + hi) / 2;
+        if (((struct block *)meta_ptr(p, p->order[mid]))->host <= off)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    struct block *b = lo ? meta_ptr(p, p->order[lo - 1]) : NULL;
+    return b && off < b->host_end ? b : NULL;
+}
+
+void soft_retranslate(struct soft_cpu *cpu, struct block *b)
+{
+    if (!b->dead) kill_block(cpu->priv, b, (uint32_t)((uint8_t *)b - cpu->priv->meta));
 }
 
 void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)

@@ -87,6 +87,7 @@ static void free_cpu(struct soft_cpu *cpu)
         free(p->translator);
         unreserve(p->code, CODE_CACHE_SIZE);
         unreserve(p->meta, META_SIZE);
+        unreserve(p->order, BLOCKS_MAX * sizeof *p->order);
         unreserve(p, sizeof *p);
     }
     unreserve(cpu->xsave, CPU_XSAVE_SIZE);
@@ -118,8 +119,10 @@ static struct soft_cpu *new_cpu(void)
         prefer_small(p->meta, META_SIZE);
         prefer_small(p, sizeof *p);
         prefer_small(cpu, sizeof *cpu);
+        p->order = reserve(BLOCKS_MAX * sizeof *p->order, PROT_READ | PROT_WRITE);
+        prefer_small(p->order, BLOCKS_MAX * sizeof *p->order);
     }
-    if (!p || !cpu->xsave || !p->code || !p->meta) {
+    if (!p || !cpu->xsave || !p->code || !p->meta || !p->order) {
         free_cpu(cpu);
         return NULL;
     }

@@ -124,6 +124,15 @@ static enum soft_result memory_exit(struct soft_cpu *cpu, uint32_t *again)
     return step_one(cpu);
 }
 
+/* A host signal costs as much as thousands of instructions: where one came, the divisor is looked at first from now on. */
+static void note_divide(struct soft_cpu *cpu, struct block *b, uint64_t gpa)
+{
+    uint64_t *known = soft_divide_slot(cpu->priv, gpa);
+    if (*known == gpa) return;
+    *known = gpa;
+    soft_retranslate(cpu, b);
+}
+
 /* Finds the guest instruction of a host fault and makes the state precise. */
 static enum soft_result host_fault(struct soft_cpu *cpu)
 {
@@ -149,6 +158,7 @@ static enum soft_result host_fault(struct soft_cpu *cpu)
     soft_take_flags(cpu, cpu->tmp[1]);
     take_back(cpu, at->borrowed);
     cpu->rip = b->rip + at->guest;
+    if (p->fault_trap == EXC_DE) note_divide(cpu, b, b->gpa + at->guest);
     if (p->fault_trap == EXC_GP || p->fault_trap == EXC_AC || p->fault_trap == EXC_SS)
         return soft_raise_err(cpu, EXC_GP, 0);
     if (p->fault_trap == EXC_XM && !(cpu->cr4 & CR4_OSXMMEXCPT)) /* SDM vol. 3 2.5 */
@@ -355,11 +365,12 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
         }
         case HX_HOSTFAULT: return host_fault(cpu);
         case HX_SPECIAL: {
-            const struct xinsn *x = meta_ptr(p, (uint32_t)cpu->exit_info);
+            struct xinsn *x = meta_ptr(p, (uint32_t)cpu->exit_info);
             soft_take_flags(cpu, cpu->tmp[1]);
             cpu->rip = x->in.rip;
             cpu->stat[ST_SPECIAL]++;
-            return x->kind == XK_STEP ? step_one(cpu) : soft_exec_insn(cpu, x);
+            if (x->kind == XK_STEP) return step_one(cpu);
+            return x->kind == XK_COPY || x->kind == XK_MEM ? soft_raise(cpu, EXC_DE) : soft_exec_insn(cpu, x);
         }
         case HX_REQUEST:
             soft_take_flags(cpu, cpu->tmp[1]);

@@ -450,6 +450,10 @@ enum soft_result soft_system_insn(struct soft_cpu *cpu, const struct insn *in);
 /* general.c: near JMP/CALL/RET/Jcc/LOOP/JCXZ, PUSH/POP/PUSHA/POPA/ENTER/LEAVE, MOVS/STOS/LODS/CMPS/SCAS/INS/OUTS with REP,
  * XLAT, BOUND, BCD (DAA DAS AAA AAS AAM AAD), MOV with moffs, SALC, INTO.. in all modes (16, 32, 64). */
 enum soft_result soft_general_insn(struct soft_cpu *cpu, const struct insn *in);
+/* Both, by groups. Each knows its own by mnemonic and operands, so the order matters only to speed. (system.c) */
+#define SOFT_HANDLERS 11u
+typedef enum soft_result soft_handler(struct soft_cpu *cpu, const struct insn *in);
+extern soft_handler *const soft_handlers[SOFT_HANDLERS];
 
 /* cpuid.c: what CPUID tells, made once from the host's own; which CR4, EFER and XCR0 bits exist follows from it. Needs cpu->id, vcpus, tsc_khz. */
 void soft_cpuid_init(struct soft_cpu *cpu);

@@ -226,12 +226,15 @@ static enum soft_result odd_insn(struct soft_cpu *cpu, const struct xinsn *x)
 }
 
 /* An instruction whose kind is special: no thunk. */
-enum soft_result soft_exec_insn(struct soft_cpu *cpu, const struct xinsn *x)
+enum soft_result soft_exec_insn(struct soft_cpu *cpu, struct xinsn *x)
 {
     soft_io_begin(cpu);
     if (x->in.mnemonic == ZYDIS_MNEMONIC_INVALID) return soft_raise(cpu, EXC_UD);
-    enum soft_result r = soft_general_insn(cpu, &x->in);
-    if (r == SOFT_NOT_MINE) r = soft_system_insn(cpu, &x->in);
+    enum soft_result r = x->handler ? soft_handlers[x->handler - 1](cpu, &x->in) : SOFT_NOT_MINE;
+    for (unsigned i = 0; r == SOFT_NOT_MINE && i < SOFT_HANDLERS; i++) {
+        r = soft_handlers[i](cpu, &x->in);
+        x->handler = (uint8_t)(i + 1);
+    }
     if (r == SOFT_NOT_MINE && x->uses_vsib) r = soft_vsib_insn(cpu, x);
     if (r == SOFT_NOT_MINE) r = odd_insn(cpu, x);
     return r;
@@ -313,7 +316,7 @@ enum soft_result soft_step(struct soft_cpu *cpu)
     enum soft_result r = fetch_decoded(cpu, &e);
     cpu->stat[ST_STEP]++;
     if (r != SOFT_OK) return r;
-    const struct xinsn *x = &e->x;
+    struct xinsn *x = &e->x;
     if (x->in.lock && x->kind == XK_SPECIAL) return soft_raise(cpu, EXC_UD);
     r = gate_fault(cpu, x->gate);
     if (r != SOFT_OK) return r;

@@ -234,15 +234,15 @@ static enum soft_result misc_insn(struct soft_cpu *cpu, const struct insn *in)
     }
 }
 
-/* Ordered by how often kernels need them. */
+soft_handler *const soft_handlers[SOFT_HANDLERS] = {
+    soft_general_insn, fastcall_insn, flag_insn,  transfer_insn, msr_insn,        misc_insn,
+    control_insn,      segment_insn,  xsave_insn, cpuid_insn,    descriptor_insn,
+};
+
 enum soft_result soft_system_insn(struct soft_cpu *cpu, const struct insn *in)
 {
-    static enum soft_result (*const group[])(struct soft_cpu *, const struct insn *) = {
-        fastcall_insn, flag_insn,    transfer_insn, msr_insn,   misc_insn,
-        control_insn,  segment_insn, xsave_insn,    cpuid_insn, descriptor_insn,
-    };
-    for (unsigned i = 0; i < sizeof group / sizeof group[0]; i++) {
-        enum soft_result r = group[i](cpu, in);
+    for (unsigned i = 1; i < SOFT_HANDLERS; i++) {
+        enum soft_result r = soft_handlers[i](cpu, in);
         if (r != SOFT_NOT_MINE) return r;
     }
     return SOFT_NOT_MINE;

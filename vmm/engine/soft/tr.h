@@ -95,6 +95,12 @@ void tr_cold_special(struct tr *t, uint8_t *const *jump, unsigned n, uint32_t in
 void tr_promote(const struct tr *t, struct xinsn *x); /* from XK_SPECIAL to what can be done in translated code */
 bool tr_is_sti(const struct xinsn *x);
 void tr_emit_sys(struct tr *t, unsigned i);
+static inline bool tr_is_divide(const struct xinsn *x)
+{
+    return x->in.mnemonic == ZYDIS_MNEMONIC_DIV || x->in.mnemonic == ZYDIS_MNEMONIC_IDIV;
+}
+/* Before a division that has trapped: leaves when the divisor (a register, or at *m) is zero. Keeps the flags. */
+void tr_divide_check(struct tr *t, unsigned i, const struct host_mem *m);
 void emit_unstash_flags(struct emitter *e);
 /* r1 = RFLAGS as PUSHF and SYSCALL see it; uses r2 and the host's stack. Keeps the flags. */
 void emit_flags_image(struct emitter *e, unsigned r1, unsigned r2);

@@ -298,6 +298,7 @@ static void emit_insn(struct tr *t, unsigned i)
     switch (x->kind) {
     case XK_NOP: break;
     case XK_COPY:
+        if (tr_is_divide(x)) tr_divide_check(t, i, NULL);
         tr_note_map(t, i);
         emit_reencoded(&t->e, x, NULL);
         t->borrowed &= (uint16_t)~x->reg_kill;
@@ -305,6 +306,7 @@ static void emit_insn(struct tr *t, unsigned i)
     case XK_MEM: {
         struct host_mem m = tr_access_now(t, i, 0);
         tr_note_map(t, i);
+        if (tr_is_divide(x)) tr_divide_check(t, i, &m);
         emit_reencoded(&t->e, x, &m);
         t->borrowed &= (uint16_t)~x->reg_kill;
         break;
@@ -423,9 +425,9 @@ static bool too_odd(const struct tr *t, const struct xinsn *x)
     if ((t->mode & MODE_AC) && x->kind != XK_COPY && x->kind != XK_LEA_RIP && x->kind != XK_NOP) return true;
     if (x->kind == XK_COPY || x->kind == XK_LEA_RIP || x->kind == XK_NOP) return false;
     if (x->bit_string) {
-        if (m->base >= 16 || m->seg == SEG_FS || m->seg == SEG_GS || x->in.addr_size != 8) return true;
-        if (m->base == R_RAX || m->index == R_RAX || x->in.op[1].reg == R_RAX) return true;
-        if (x->in.op_size == 2) return true;
+        uint64_t at = (uint64_t)m->disp + (m->base == INSN_RIP ? x->in.rip + x->in.len : 0);
+        if (x->in.addr_size != 8 || x->in.op_size == 2) return true;
+        if (m->base >= 16 && !fits_simm32(at)) return true;
     }
     if (x->mem_size > 1024) return true;
     return false;

@@ -82,6 +82,7 @@ struct check {
     uint64_t value;
     int seg;                  /* FS or GS base to add, or -1 */
     const struct xinsn *bits; /* bit string operand: add the bit offset's words */
+    unsigned bit_reg;         /* where the bit offset is */
     uint16_t size;
     bool write, hostpage, merged;
     bool hoisted; /* stands before a conditional branch that the access is behind */
@@ -101,7 +102,7 @@ static void emit_ea(struct tr *t, const struct check *c)
 static void emit_bit_offset_flags(struct tr *t, const struct check *c)
 {
     struct emitter *e = &t->e;
-    unsigned src = c->bits->in.op[1].reg, size = c->bits->in.op_size;
+    unsigned src = c->bit_reg, size = c->bits->in.op_size;
     unsigned rex = 0x48 | (c->s >= 8 ? 4u : 0u) | (src >= 8 ? 1u : 0u);
     if (size == 8) {
         emit_mov_rr(e, c->s, src);
@@ -125,6 +126,14 @@ static void emit_bit_offset_flags(struct tr *t, const struct check *c)
         struct host_mem add = {(uint8_t)c->s, c->ea.index, c->ea.scale, 0};
         emit_lea(e, c->s, add);
     }
+}
+
+static void add_segment(struct tr *t, const struct check *c)
+{
+    if (c->seg < 0) return;
+    emit_gs(&t->e, 1, 0x03, c->s,
+            GS(seg) + (uint32_t)c->seg * (uint32_t)sizeof(struct cpu_segment) +
+                (uint32_t)offsetof(struct cpu_segment, base));
 }
 
 /* The check itself: afterwards s holds HVA - GVA, or the host address of the operand when c->hostpage. */
@@ -151,10 +160,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
         e8(e, 0xc0); /* seto al */
     }
     if (c->bits) emit_bit_offset_flags(t, c);
-    if (c->seg >= 0)
-        emit_gs(e, 1, 0x03, c->s,
-                GS(seg) + (uint32_t)c->seg * (uint32_t)sizeof(struct cpu_segment) +
-                    (uint32_t)offsetof(struct cpu_segment, base));
+    add_segment(t, c);
     uint8_t *retry = e->p;
     emit_gs(e, 1, 0x2b, c->s, slot); /* sub s, gs:tag */
     e8(e, 0x48 | (c->s >= 8));
@@ -165,10 +171,12 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
     if (c->bits && c->ea.index != INSN_NOREG) {
         emit_lea(e, c->s, c->ea);
         emit_gs(e, 1, 0x03, c->s, slot + 8); /* add s, gs:delta */
+        add_segment(t, c);
     } else if (c->hostpage) {
         emit_gs(e, 1, 0x03, c->s, slot + 8); /* add s, gs:hostpage */
     } else {
         emit_load_gs(e, c->s, slot + 8); /* mov s, gs:delta */
+        if (c->bits) add_segment(t, c);
     }
     if (!c->bits && e->p != retry + SITE_CHECK_BYTES) t->failed = true; /* cannot be: all forms are of one length */
     if (flags) {
@@ -264,6 +272,23 @@ void tr_end_groups(struct tr *t, unsigned i)
         if (t->g[k].reg != NO_REG && t->g[k].last == i) t->held &= (uint16_t) ~(1u << t->g[k].reg);
 }
 
+/* The address is made from registers while the flags may be in RAX: what is in RAX is copied before. */
+static void bit_string_check(struct tr *t, unsigned i, struct check *c)
+{
+    c->bits = &t->x[i];
+    c->bit_reg = c->bits->in.op[1].reg;
+    if (c->constant) {
+        c->constant = false;
+        c->ea = (struct host_mem){INSN_NOREG, INSN_NOREG, 1, (int32_t)c->value};
+    }
+    if (!t->fl_live[i] || (c->bit_reg != R_RAX && c->ea.base != R_RAX && c->ea.index != R_RAX)) return;
+    unsigned copy = tr_borrow(t, i, 1u << R_RAX, false);
+    emit_mov_rr(&t->e, copy, R_RAX);
+    if (c->bit_reg == R_RAX) c->bit_reg = copy;
+    if (c->ea.base == R_RAX) c->ea.base = (uint8_t)copy;
+    if (c->ea.index == R_RAX) c->ea.index = (uint8_t)copy;
+}
+
 static void complex_check(struct tr *t, unsigned i, struct check *c)
 {
     const struct insn *in = &t->x[i].in;
@@ -277,7 +302,13 @@ static void complex_check(struct tr *t, unsigned i, struct check *c)
     } else {
         c->ea = (struct host_mem){m->base, m->index, m->scale, (int32_t)m->disp};
     }
-    if (t->x[i].bit_string) c->bits = &t->x[i];
+    if (t->x[i].bit_string) bit_string_check(t, i, c);
+}
+
+static uint16_t bit_string_regs(const struct check *c)
+{
+    return (uint16_t)(1u << c->bit_reg | (c->ea.base < 16 ? 1u << c->ea.base : 0) |
+                      (c->ea.index < 16 ? 1u << c->ea.index : 0));
 }
 
 void tr_access(struct tr *t, unsigned i, uint16_t forbidden, struct host_mem *m)
@@ -307,6 +338,7 @@ void tr_access(struct tr *t, unsigned i, uint16_t forbidden, struct host_mem *m)
     }
     struct check c = {.size = x->mem_size ? x->mem_size : 1, .write = x->mem_write};
     complex_check(t, i, &c);
+    if (c.bits) forbidden |= bit_string_regs(&c);
     c.s = tr_borrow(t, i, (uint16_t)(forbidden | rax_if_flags(t, i)), x->no_rex);
     c.hostpage = !c.bits;
     emit_check(t, i, &c);

@@ -319,6 +319,44 @@ static void emit_rep(struct tr *t, unsigned i)
     tr_cold_special(t, out.jump, out.n, info, live);
 }
 
+/* ---- division ---- */
+
+/* mov or movzx rcx, divisor */
+static void emit_load_divisor(struct emitter *e, const struct insn_op *o, const struct host_mem *m)
+{
+    unsigned size = o->size, r = o->reg_class == RC_GPR_HIGH8 ? o->reg + 4u : o->reg;
+    unsigned rex = (size == 8 ? 8u : 0) | (m ? rex_xb(m) : r >= 8 ? 1u : 0);
+    bool low_byte = !m && size == 1 && o->reg_class != RC_GPR_HIGH8; /* SPL .. DIL need a REX prefix */
+    if (rex || low_byte) e8(e, 0x40 | rex);
+    if (size <= 2) e8(e, 0x0f);
+    e8(e, size == 1 ? 0xb6 : size == 2 ? 0xb7 : 0x8b);
+    if (m)
+        emit_modrm(e, R_RCX, m, 1);
+    else
+        e8(e, 0xc0 | R_RCX << 3 | (r & 7));
+}
+
+void tr_divide_check(struct tr *t, unsigned i, const struct host_mem *m)
+{
+    struct emitter *e = &t->e;
+    const struct xinsn *x = &t->x[i];
+    uint64_t gpa = t->b->gpa + (x->in.rip - t->b->rip);
+    if (*soft_divide_slot(t->p, gpa) != gpa) return;
+    uint32_t info = tr_keep_insn(t, i);
+    emit_store_gs(e, GS_TMP(7), R_RCX);
+    emit_load_divisor(e, &x->in.op[0], m);
+    e8(e, 0xe3);
+    e8(e, 2); /* jrcxz over the jump */
+    e8(e, 0xeb);
+    uint8_t *nonzero = e->p;
+    e8(e, 0);
+    emit_load_gs(e, R_RCX, GS_TMP(7));
+    uint8_t *zero = emit_jmp(e, NULL);
+    *nonzero = (uint8_t)(e->p - (nonzero + 1));
+    emit_load_gs(e, R_RCX, GS_TMP(7));
+    tr_cold_special(t, &zero, 1, info, false);
+}
+
 void tr_emit_sys(struct tr *t, unsigned i)
 {
     switch (t->x[i].kind) {

@@ -6,8 +6,9 @@
 #include "vmm/engine/soft/soft.h"
 
 #define BLOCK_MAX_INSNS 64
-#define CODE_CACHE_SIZE (96u << 20) /* bytes of host code per vCPU; flushed whole when full */
-#define META_SIZE (80u << 20)       /* bytes of block, site and instruction records per vCPU */
+#define CODE_CACHE_SIZE (96u << 20)       /* bytes of host code per vCPU; flushed whole when full */
+#define BLOCKS_MAX (CODE_CACHE_SIZE / 64) /* no block takes less */
+#define META_SIZE (80u << 20)             /* bytes of block, site and instruction records per vCPU */
 #define BLOCK_HASH_BITS 16
 #define ITLB_SIZE 256
 #define JUMP_HASH_SIZE 65536 /* index: low 16 bits of the target, taken with MOVZX because that keeps the flags */
@@ -54,6 +55,7 @@ enum xmask {
 struct xinsn {
     struct insn in;
     uint8_t kind, gate, enc;
+    uint8_t handler;             /* XK_SPECIAL: which of soft_handlers[] took it last time, from 1 on */
     uint8_t cc;                  /* JCC: condition code 0..15 */
     uint8_t modrm_off, tail_off; /* offsets in bytes[]: ModRM; first byte after ModRM/SIB/disp */
     uint16_t mem_size;           /* bytes the memory operand covers */
@@ -213,9 +215,13 @@ struct soft_private {
     uint32_t hash[1u << BLOCK_HASH_BITS];
     uint32_t page_hash[1u << BLOCK_HASH_BITS];  /* blocks by guest page */
     uint32_t page2_hash[1u << BLOCK_HASH_BITS]; /* blocks of one instruction across a page border, by the second page */
-    uint32_t cross_links[2];                    /* linked branches between pages: [1] those between global pages */
-    uint32_t jumps_filled[2];                   /* [1]: entries for global pages */
-    uint32_t jump_filled[2][JUMP_CACHE_SIZE];   /* (mmu index << 16) | slot of the filled jump cache entries */
+    uint32_t *order;                            /* the blocks as they lie in the code cache, for host faults */
+    uint32_t ordered;
+    uint64_t
+        divides[64]; /* guest-physical addresses of divisions that have trapped: there the divisor is looked at first */
+    uint32_t cross_links[2];                  /* linked branches between pages: [1] those between global pages */
+    uint32_t jumps_filled[2];                 /* [1]: entries for global pages */
+    uint32_t jump_filled[2][JUMP_CACHE_SIZE]; /* (mmu index << 16) | slot of the filled jump cache entries */
     uint64_t code_pages[1024]; /* Bloom filter of the virtual pages that anything here was concluded from */
     struct {
         uint64_t page;
@@ -279,6 +285,12 @@ enum soft_stat {
     ST_COUNT
 };
 
+/* Where the address of a division is kept that has trapped; it may be another's. */
+static inline uint64_t *soft_divide_slot(struct soft_private *p, uint64_t gpa)
+{
+    return &p->divides[(gpa ^ gpa >> 6 ^ gpa >> 12) % 64];
+}
+
 static inline void *meta_ptr(const struct soft_private *p, uint32_t off)
 {
     return p->meta + off;
@@ -293,6 +305,7 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
 struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc);
 void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *to);
 void soft_clear_jumps(struct soft_cpu *cpu, unsigned list);
+void soft_retranslate(struct soft_cpu *cpu, struct block *b); /* it will be made anew when it is next wanted */
 void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to);
 void soft_drain_inbox(struct soft_cpu *cpu);
 /* Reads up to 15 instruction bytes at the current CS:RIP; *avail says how many could be had. SOFT_FAULT when not one. */
@@ -327,7 +340,7 @@ void soft_make_stubs(struct soft_cpu *cpu);
 
 /* step.c */
 enum soft_result soft_step(struct soft_cpu *cpu);
-enum soft_result soft_exec_insn(struct soft_cpu *cpu, const struct xinsn *x);
+enum soft_result soft_exec_insn(struct soft_cpu *cpu, struct xinsn *x);
 /* vsib.c: gathers and scatters, lane by lane */
 enum soft_result soft_vsib_insn(struct soft_cpu *cpu, const struct xinsn *x);
 
