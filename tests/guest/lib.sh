@@ -25,11 +25,11 @@ guest_command() {
 }
 
 # guest_run RUNNER OUT SECONDS KERNEL INITRD CPUS MEMORY: runs the image's /test.sh. OUT gets what that
-# wrote; OUT.console everything. 0 when the script ended with 0, the VMM ended with 0, and the kernel complained of nothing.
+# wrote; OUT.console everything. `guest_append` is added to the kernel's command line. 0 when the script ended with 0, the VMM ended with 0, and the kernel complained of nothing.
 guest_run() {
     local runner=$1 out=$2 limit=$3 status end
     shift 3
-    guest_command "$runner" "$@" "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=$3"
+    guest_command "$runner" "$@" "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=$3 ${guest_append:-}"
     timeout -k 5 "$limit" "${guest_argv[@]}" </dev/null >"$out.console" 2>"$out.stderr"
     status=$?
     tr -d '\r' <"$out.console" | sed -n '/^@@BEGIN/,/^@@END/p' | grep -v '^@@' >"$out"

@@ -2,6 +2,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -101,6 +102,49 @@ static void print_devices(const struct machine *m, FILE *out)
     }
 }
 
+/* Register accesses that exited and interrupts come from the bus, the rest from the devices (vmm/bus/device_stats.h). */
+static const struct {
+    const char *name, *json;
+    int width;
+    size_t offset;
+} device_counter[] = {
+    {"requests", "requests", 10, offsetof(struct device_stats, requests)},
+    {"notified", "notifications", 10, offsetof(struct device_stats, notifications)},
+    {"exits", "exits", 10, offsetof(struct device_stats, accesses)},
+    {"interrupts", "interrupts", 10, offsetof(struct device_stats, interrupts)},
+    {"bytes in", "bytes_in", 14, offsetof(struct device_stats, bytes_in)},
+    {"bytes out", "bytes_out", 14, offsetof(struct device_stats, bytes_out)},
+    {"copies", "copies", 10, offsetof(struct device_stats, copies)},
+    {"copied", "bytes_copied", 14, offsetof(struct device_stats, copied)},
+    {"errors", "errors", 7, offsetof(struct device_stats, errors)},
+};
+#define DEVICE_COUNTERS (sizeof(device_counter) / sizeof(device_counter[0]))
+
+static uint64_t counter(const struct device_stats *s, unsigned n)
+{
+    return device_counted((const _Atomic uint64_t *)((const char *)s + device_counter[n].offset));
+}
+
+static void print_pci(const struct machine *m, FILE *out)
+{
+    struct pci_function *f[PCI_SLOTS];
+    unsigned n = pci_functions(m->pci, f, PCI_SLOTS);
+    if (!n) return;
+    fprintf(out, "%-26s", "PCI devices");
+    for (unsigned k = 0; k < DEVICE_COUNTERS; k++)
+        fprintf(out, " %*s", device_counter[k].width, device_counter[k].name);
+    fputc('\n', out);
+    for (unsigned i = 0; i < n; i++) {
+        const struct device_stats *s = pci_stats(f[i]);
+        char name[64];
+        snprintf(name, sizeof(name), "%s (%s)", s->name, s->kind);
+        fprintf(out, "  %-24s", name);
+        for (unsigned k = 0; k < DEVICE_COUNTERS; k++)
+            fprintf(out, " %*" PRIu64, device_counter[k].width, counter(s, k));
+        fputc('\n', out);
+    }
+}
+
 void machine_stats_print(struct machine *m, FILE *out)
 {
     uint64_t value[MACHINE_MAX_CPUS], guest, all;
@@ -124,6 +168,7 @@ void machine_stats_print(struct machine *m, FILE *out)
     row(out, "asleep, ms", value, m->cpus);
     print_engine(m, out);
     print_devices(m, out);
+    print_pci(m, out);
 }
 
 static cJSON *json_vcpu(const struct machine *m, unsigned i)
@@ -158,6 +203,24 @@ static cJSON *json_devices(const struct machine *m)
     return list;
 }
 
+static cJSON *json_pci(const struct machine *m)
+{
+    struct pci_function *f[PCI_SLOTS];
+    unsigned n = pci_functions(m->pci, f, PCI_SLOTS);
+    cJSON *list = cJSON_CreateArray();
+    for (unsigned i = 0; i < n; i++) {
+        const struct device_stats *s = pci_stats(f[i]);
+        cJSON *o = cJSON_CreateObject();
+        cJSON_AddStringToObject(o, "name", s->name);
+        cJSON_AddStringToObject(o, "kind", s->kind);
+        cJSON_AddNumberToObject(o, "slot", pci_slot(f[i]));
+        for (unsigned k = 0; k < DEVICE_COUNTERS; k++)
+            cJSON_AddNumberToObject(o, device_counter[k].json, (double)counter(s, k));
+        cJSON_AddItemToArray(list, o);
+    }
+    return list;
+}
+
 static cJSON *json_all(const struct machine *m)
 {
     uint64_t guest, all;
@@ -175,6 +238,7 @@ static cJSON *json_all(const struct machine *m)
     cJSON *list = cJSON_AddArrayToObject(o, "vcpus");
     for (unsigned i = 0; i < m->cpus; i++) cJSON_AddItemToArray(list, json_vcpu(m, i));
     cJSON_AddItemToObject(o, "devices", json_devices(m));
+    cJSON_AddItemToObject(o, "pci", json_pci(m));
     return o;
 }
 
