@@ -1,6 +1,7 @@
 /* The software engine behind engine.h: creation, state in and out, kicks. */
 #define _GNU_SOURCE
 #include "common/clock.h"
+#include "vmm/engine/soft/system.h"
 #include "vmm/engine/soft/xlat.h"
 
 #include <errno.h>
@@ -195,10 +196,40 @@ static int soft_get_state(struct vcpu *v, struct cpu_state *s)
     s->sysenter_eip = cpu->sysenter_eip;
     s->tsc_offset = cpu->tsc_offset;
     s->halted = cpu->halted;
-    s->irq_shadow = cpu->irq_shadow;
+    s->irq_shadow = cpu->irq_shadow != 0;
     s->nmi_blocked = cpu->nmi_blocked;
+    s->nmi_pending = cpu->priv->nmi_waiting;
+    s->event = cpu->priv->event;
+    if (cpu->late_db && !s->event.kind) { /* a trap of the last instruction, which left for I/O */
+        s->event = (struct cpu_event){.kind = CPU_EVENT_EXCEPTION, .vector = EXC_DB};
+        s->dr[6] = (s->dr[6] & ~15ull) | cpu->late_db;
+    }
+    s->msrs = soft_get_msrs(v->cpu, s->msr);
     memcpy(s->xsave, cpu->xsave, CPU_XSAVE_SIZE);
     return 0;
+}
+
+/* What this engine's CPU doesn't have, it can't be set to. */
+static int check_state(const struct soft_cpu *cpu, const struct cpu_state *s, struct nerr *e)
+{
+    uint64_t cr4 = s->cr4 & ~cpu->cpuid.cr4_mask, efer = s->efer & ~(cpu->cpuid.efer_mask | EFER_LMA),
+             xcr0 = s->xcr0 & ~(cpu->cpuid.xcr0_mask | 1);
+    if (cr4 || efer || xcr0)
+        return nerr_set(e, -ENOTSUP,
+                        "state: the guest uses what the soft engine lacks here (CR4 0x%llx, EFER 0x%llx, XCR0 0x%llx)",
+                        (unsigned long long)cr4, (unsigned long long)efer, (unsigned long long)xcr0);
+    if (s->event.kind >= CPU_EVENT_KINDS || (s->event.kind == CPU_EVENT_EXCEPTION && s->event.vector > 31))
+        return nerr_set(e, -EINVAL, "state: event %u with vector %u is none", s->event.kind, s->event.vector);
+    if (s->msrs > CPU_MAX_MSRS) return nerr_set(e, -EINVAL, "state: %u registers are too many", s->msrs);
+    return 0;
+}
+
+/* PAE paging keeps four entries inside the CPU, which MOV CR3 loads (SDM vol. 3 4.4.1). They are in memory, too. */
+static void load_pdptes(struct soft_cpu *cpu)
+{
+    memset(cpu->pdpte, 0, sizeof cpu->pdpte);
+    if ((cpu->cr0 & CR0_PG) && (cpu->cr4 & CR4_PAE) && !(cpu->efer & EFER_LMA))
+        guest_memory_read(cpu->engine->memory, GPA(cpu->cr3 & 0xffffffe0), cpu->pdpte, sizeof cpu->pdpte);
 }
 
 /* FSW.ES and B follow from the exceptions and their masks (SDM vol. 1 8.1.3.3). A CPU finds that when it loads the image, but a guest may run on
@@ -235,7 +266,8 @@ static int set_fpu(struct soft_cpu *cpu, const uint8_t *image, struct nerr *e)
 static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr *e)
 {
     struct soft_cpu *cpu = v->cpu;
-    int r = set_fpu(cpu, s->xsave, e);
+    int r = check_state(cpu, s, e);
+    if (!r) r = set_fpu(cpu, s->xsave, e);
     if (r) return r;
     memcpy(cpu->gpr, s->gpr, sizeof s->gpr);
     cpu->rip = s->rip;
@@ -265,8 +297,12 @@ static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr
     cpu->tsc_offset = s->tsc_offset;
     if (cpu->port && cpu->port->set_tsc_offset) cpu->port->set_tsc_offset(cpu->port->ctx, s->tsc_offset);
     cpu->halted = s->halted;
-    cpu->irq_shadow = s->irq_shadow;
+    cpu->irq_shadow = s->irq_shadow ? SHADOW_STI : 0;
     cpu->nmi_blocked = s->nmi_blocked;
+    cpu->priv->nmi_waiting = s->nmi_pending;
+    cpu->priv->event = s->event;
+    cpu->late_db = cpu->pending_db = 0;
+    atomic_store(&cpu->exit_request, 1); /* look at the port: its pending interrupts may be others now */
     cpu->cpl =
         (s->cr0 & CR0_PE) ? (s->rflags & FL_VM ? 3 : (uint8_t)(s->seg[SEG_SS].attr >> SEG_ATTR_DPL_SHIFT & 3)) : 0;
     cpu->exc.pending = false;
@@ -275,6 +311,35 @@ static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr
     soft_set_rflags(cpu, s->rflags);
     soft_tlb_flush_all(cpu);
     soft_update_mode(cpu);
+    load_pdptes(cpu);
+    unsigned done = soft_set_msrs(cpu, s->msr, s->msrs);
+    if (done < s->msrs)
+        return nerr_set(e, -ENOTSUP,
+                        "state: the soft engine does not take 0x%llx in register 0x%x, which the guest uses",
+                        (unsigned long long)s->msr[done].value, s->msr[done].index);
+    return 0;
+}
+
+/* ---- the paravirtual clock (pvclock.c): nanoseconds since tsc_base ---- */
+
+static int soft_get_clock(struct engine *g, uint64_t *ns)
+{
+    *ns = clock_muldiv(host_tsc() - g->soft.tsc_base, 1000000000ull, host_tsc_hz());
+    return 0;
+}
+
+/* Guests see it with the next set_state of each vCPU, which writes their clock page anew. */
+static int soft_set_clock(struct engine *g, uint64_t ns)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    g->soft.tsc_base = host_tsc() - clock_muldiv(ns, host_tsc_hz(), 1000000000ull);
+    g->soft.wall_base_ns = (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec - ns;
+    for (unsigned i = 0; i < ENGINE_MAX_VCPUS; i++) {
+        if (!g->vcpu[i].cpu) continue;
+        g->vcpu[i].cpu->pvclock.tsc_base = g->soft.tsc_base;
+        g->vcpu[i].cpu->pvclock.wall_base_ns = g->soft.wall_base_ns;
+    }
     return 0;
 }
 
@@ -347,4 +412,6 @@ const struct engine_ops engine_soft = {
     .interrupt = soft_interrupt,
     .stats = soft_stats,
     .memory_written = soft_memory_written,
+    .get_clock = soft_get_clock,
+    .set_clock = soft_set_clock,
 };

@@ -40,6 +40,7 @@ enum {
     MSR_X2APIC = 0x800,
     MSR_X2APIC_END = 0x8ff,
     MSR_XSS = 0xda0,
+    MSR_PVCLOCK_TIME = 0x4b564d01,
 };
 enum msr_high {
     MSR_EFER = 0xc0000080,
@@ -101,7 +102,7 @@ static void shift_tsc(struct soft_cpu *cpu, uint64_t delta)
     cpu->msr.tsc_adjust += delta;
     soft_fpu_park(cpu);
     if (cpu->port->set_tsc_offset) cpu->port->set_tsc_offset(cpu->port->ctx, cpu->tsc_offset);
-    if (cpu->pvclock.system_msr & 1) soft_pvclock_write(cpu, 0x4b564d01, cpu->pvclock.system_msr);
+    if (cpu->pvclock.system_msr & 1) soft_pvclock_write(cpu, MSR_PVCLOCK_TIME, cpu->pvclock.system_msr);
 }
 
 /* ---- memory types ---- */
@@ -343,6 +344,66 @@ bool msr_write(struct soft_cpu *cpu, uint32_t n, uint64_t v)
     slot = mtrr_slot(cpu, n);
     if (slot) return write_mtrr(slot, n, v);
     return is_apic(n) ? write_apic(cpu, n, v) : write_misc(cpu, n, v);
+}
+
+/* ---- as state ---- */
+
+static const uint32_t as_state[] = {
+    MSR_TSC_ADJUST,      MSR_SPEC_CTRL,      MSR_MCG_STATUS,     MSR_MISC_ENABLE,
+    MSR_DEBUGCTL,        MSR_MTRR_DEF,       MSR_MTRR_FIX64K,    MSR_MTRR_FIX16K,
+    MSR_MTRR_FIX16K + 1, MSR_MTRR_FIX4K,     MSR_MTRR_FIX4K + 1, MSR_MTRR_FIX4K + 2,
+    MSR_MTRR_FIX4K + 3,  MSR_MTRR_FIX4K + 4, MSR_MTRR_FIX4K + 5, MSR_MTRR_FIX4K + 6,
+    MSR_MTRR_FIX4K + 7,  MSR_SYSCFG,         MSR_HWCR,           MSR_TOP_MEM,
+    MSR_TOP_MEM2,        MSR_DE_CFG,         MSR_PVCLOCK_TIME,
+};
+
+static uint64_t reset_value(uint32_t n)
+{
+    switch (n) {
+    case MSR_MISC_ENABLE: return MISC_ENABLE_FIXED | 1;
+    case MSR_HWCR: return HWCR_TSC_P0;
+    case MSR_DE_CFG: return DE_CFG_LFENCE;
+    default: return 0;
+    }
+}
+
+static unsigned add_changed(struct soft_cpu *cpu, uint32_t n, struct cpu_msr *out)
+{
+    uint64_t v;
+    if (!msr_read(cpu, n, &v) || v == reset_value(n)) return 0;
+    out->index = n;
+    out->value = v;
+    return 1;
+}
+
+unsigned soft_get_msrs(struct soft_cpu *cpu, struct cpu_msr *out)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < sizeof as_state / sizeof as_state[0]; i++) n += add_changed(cpu, as_state[i], out + n);
+    for (uint32_t i = MSR_MTRR_VAR; i <= MSR_MTRR_VAR_END; i++) n += add_changed(cpu, i, out + n);
+    return n;
+}
+
+/* The guest's write of TSC_ADJUST would move its TSC, of whose offset the state has a field. */
+static bool set_as_state(struct soft_cpu *cpu, uint32_t n, uint64_t v)
+{
+    bool known = n >= MSR_MTRR_VAR && n <= MSR_MTRR_VAR_END;
+    for (unsigned i = 0; i < sizeof as_state / sizeof as_state[0] && !known; i++) known = as_state[i] == n;
+    if (!known) return false;
+    if (n != MSR_TSC_ADJUST) return msr_write(cpu, n, v);
+    cpu->msr.tsc_adjust = v;
+    return true;
+}
+
+unsigned soft_set_msrs(struct soft_cpu *cpu, const struct cpu_msr *in, unsigned n)
+{
+    bool apic_off = cpu->cpuid.apic_off;
+    soft_msr_reset(cpu);
+    cpu->cpuid.apic_off = apic_off;
+    cpu->pvclock.system_msr = 0;
+    for (unsigned i = 0; i < n; i++)
+        if (!set_as_state(cpu, in[i].index, in[i].value)) return i;
+    return n;
 }
 
 /* ---- instructions ---- */

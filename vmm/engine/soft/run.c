@@ -501,13 +501,30 @@ static bool turn(struct soft_cpu *cpu)
     }
 }
 
+/* What the state that was set had on its way. True: the CPU shut down over it. */
+static bool deliver_restored(struct soft_cpu *cpu)
+{
+    struct cpu_event ev = cpu->priv->event;
+    cpu->priv->event.kind = CPU_EVENT_NONE;
+    if (ev.kind == CPU_EVENT_NONE) return false;
+    cpu->halted = false;
+    if (ev.kind != CPU_EVENT_EXCEPTION) return soft_deliver_interrupt(cpu, ev.vector) != SOFT_OK;
+    cpu->exc = (struct soft_exception){.pending = true,
+                                       .vector = ev.vector,
+                                       .has_error = ev.has_error,
+                                       .is_trap_db = ev.vector == EXC_DB,
+                                       .error = ev.error,
+                                       .cr2 = cpu->cr2};
+    return soft_deliver_exception(cpu) != SOFT_OK;
+}
+
 void soft_run_loop(struct soft_cpu *cpu, struct vcpu_exit *exit)
 {
     cpu->exit = exit;
     if (cpu->priv->pending_read) finish_read(cpu, exit);
     atomic_store(&cpu->in_run, 1);
     if (atomic_load(&cpu->inbox_flag)) soft_drain_inbox(cpu);
-    if (!next_write(cpu))
+    if (!deliver_restored(cpu) && !next_write(cpu))
         while (!turn(cpu))
             ;
     soft_fpu_park(cpu);

@@ -71,5 +71,9 @@ void cpuid_query(const struct soft_cpu *cpu, uint32_t leaf, uint32_t sub, uint32
 /* MSRs (msr.c). False: #GP. */
 bool msr_read(struct soft_cpu *cpu, uint32_t n, uint64_t *v);
 bool msr_write(struct soft_cpu *cpu, uint32_t n, uint64_t v);
+/* Those without a field in struct cpu_state, as far as they differ from their reset value: how many. `out` has room for CPU_MAX_MSRS. */
+unsigned soft_get_msrs(struct soft_cpu *cpu, struct cpu_msr *out);
+/* All others go back to their reset value. The index of the first that is unknown or refused, or n. */
+unsigned soft_set_msrs(struct soft_cpu *cpu, const struct cpu_msr *in, unsigned n);
 
 #endif

@@ -252,6 +252,7 @@ struct soft_private {
     uint32_t writes, write_next; /* MMIO writes of the last instruction still to be told to the VMM */
     bool no_merge_once;
     bool nmi_waiting;
+    struct cpu_event event; /* set_state's: due before the next instruction */
     uint32_t pauses;
 };
 
