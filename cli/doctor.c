@@ -4,10 +4,8 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <linux/io_uring.h>
-#include <linux/kvm.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -50,14 +48,9 @@ static int open_device(const char *path)
     return 0;
 }
 
-static int probe_kvm(const char *path, struct nerr *why)
+static int probe_kvm(struct nerr *why)
 {
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0) return nerr_set(why, -errno, "%s cannot be opened: %s", path, strerror(errno));
-    int version = ioctl(fd, KVM_GET_API_VERSION, 0);
-    close(fd);
-    if (version != KVM_API_VERSION) return nerr_set(why, -ENOTSUP, "%s does not speak KVM's API", path);
-    return 0;
+    return engine_kvm.probe(true, why);
 }
 
 static int try_userfaultfd(int flags)

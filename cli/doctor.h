@@ -18,8 +18,8 @@ enum doctor_state {
 struct doctor_env {
     const char *root; /* goes before every path that is read; "" for this host */
     const char *path; /* where programs are looked for, like $PATH; each entry below `root` */
-    /* 0, or a negative errno with the reason in `why`. `path` is below root already. */
-    int (*probe_kvm)(const char *path, struct nerr *why);
+    /* What --engine auto asks: 0, or a negative errno with the reason in `why`. Asked when there is a /dev/kvm. */
+    int (*probe_kvm)(struct nerr *why);
     /* 0, or a negative errno. */
     int (*open_device)(const char *path);
     int (*try_userfaultfd)(int flags);

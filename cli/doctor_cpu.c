@@ -98,24 +98,24 @@ static void advise_kvm(const struct doctor_env *env, struct doctor_finding *f)
 
 void doctor_kvm(const struct doctor_env *env, struct doctor_finding *f)
 {
-    char path[DOCTOR_PATH_MAX];
     struct nerr why = {""};
     if (!doctor_exists(env, "/dev/kvm")) {
         doctor_set(f, DOCTOR_MISSING, "/dev/kvm does not exist; guests run on the soft engine");
         advise_kvm(env, f);
         return;
     }
-    int error = env->probe_kvm(doctor_path(env, path, "/dev/kvm"), &why);
+    int error = env->probe_kvm(&why);
     if (!error) {
         const char *module = kvm_module(env);
-        doctor_set(f, DOCTOR_OK, "usable%s%s", module ? ", by " : "", module ? module : "");
+        doctor_set(f, DOCTOR_OK, "usable: runs guest code at the CPU's speed%s%s", module ? ", by " : "",
+                   module ? module : "");
         return;
     }
-    doctor_set(f, DOCTOR_LIMITED, "%s; guests run on the soft engine", why.text[0] ? why.text : strerror(-error));
+    doctor_set(f, DOCTOR_LIMITED, "%.200s", why.text[0] ? why.text : strerror(-error));
     if (error == -EACCES || error == -EPERM)
         doctor_advise(f, "add yourself to the group that owns /dev/kvm: usermod -aG kvm USER, then log in again");
     else
-        doctor_advise(f, "nothing has to be done; for hardware speed use a host whose KVM runs guests natively");
+        doctor_advise(f, "guests run on the soft engine; for hardware speed use a host whose KVM runs guests itself");
 }
 
 /* A switch of the KVM module: 1, 0, or -1 when the module or the switch is not there. */
