@@ -181,9 +181,9 @@ static uint64_t run_fft(uint64_t rounds)
 }
 
 const struct bench bench_float[] = {
-    {.group = "float", .name = "nbody", .work = 450000, .run = run_nbody},
-    {.group = "float", .name = "mandelbrot", .work = 640, .run = run_mandelbrot},
-    {.group = "float", .name = "spectral", .work = 1600, .run = run_spectral},
-    {.group = "float", .name = "fft", .work = 400, .run = run_fft},
+    {.group = "float", .name = "nbody", .work = 1800000, .run = run_nbody},
+    {.group = "float", .name = "mandelbrot", .work = 1280, .run = run_mandelbrot},
+    {.group = "float", .name = "spectral", .work = 3200, .run = run_spectral},
+    {.group = "float", .name = "fft", .work = 1600, .run = run_fft},
     {.name = NULL},
 };

@@ -203,11 +203,11 @@ __attribute__((target("aes,sse4.1"))) static uint64_t run_aes(uint64_t size)
 }
 
 const struct bench bench_simd[] = {
-    {.group = "simd", .name = "saxpy-fma", .work = 16000, .run = run_saxpy, .usable = has_avx2},
-    {.group = "simd", .name = "dgemm-fma", .work = 448, .run = run_dgemm, .usable = has_avx2},
-    {.group = "simd", .name = "filter-sse", .work = 2400, .run = run_filter},
-    {.group = "simd", .name = "count-avx2", .work = 4000, .run = run_count, .usable = has_avx2},
-    {.group = "simd", .name = "blend-sse2", .work = 4000, .run = run_blend},
-    {.group = "simd", .name = "aes-ni", .work = 64 << 20, .run = run_aes, .usable = has_aes},
+    {.group = "simd", .name = "saxpy-fma", .work = 80000, .run = run_saxpy, .usable = has_avx2},
+    {.group = "simd", .name = "dgemm-fma", .work = 768, .run = run_dgemm, .usable = has_avx2},
+    {.group = "simd", .name = "filter-sse", .work = 12000, .run = run_filter},
+    {.group = "simd", .name = "count-avx2", .work = 20000, .run = run_count, .usable = has_avx2},
+    {.group = "simd", .name = "blend-sse2", .work = 20000, .run = run_blend},
+    {.group = "simd", .name = "aes-ni", .work = 320 << 20, .run = run_aes, .usable = has_aes},
     {.name = NULL},
 };

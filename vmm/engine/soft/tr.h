@@ -18,6 +18,8 @@ struct group {
     uint8_t count;
     uint8_t reg; /* scratch register while live, NO_REG before and when dissolved */
     bool write, no_rex, open, dissolved;
+    bool strip;      /* checked before the loop's rounds (translate_loop.c) */
+    int32_t stride;  /* strip: bytes that the address moves in a round */
     int32_t lo, hi;  /* relative to the base register's value at `anchor` */
     int32_t moved;   /* how far the base has moved since `first` (analysis only) */
     int32_t hoisted; /* how much of lo and hi is due to the check standing before `first` */
@@ -56,10 +58,12 @@ struct tr {
     struct access acc[BLOCK_MAX_INSNS];
     unsigned groups;
     struct group g[MAX_GROUPS];
-    uint16_t borrowed;  /* registers whose guest value is in saved[] */
-    uint16_t held;      /* those of them that carry a group's delta */
-    uint16_t loop_lent; /* registers lent out for the whole of a loop of one block */
-    uint8_t *loop;      /* where its back edge goes; NULL: no such loop */
+    uint16_t borrowed;    /* registers whose guest value is in saved[] */
+    uint16_t held;        /* those of them that carry a group's delta */
+    uint16_t loop_lent;   /* registers lent out for the whole of a loop of one block */
+    uint8_t *loop;        /* where its back edge goes; NULL: no such loop */
+    uint8_t *strip;       /* where its checks are done; NULL: in each round */
+    uint8_t strip_rounds; /* register that counts the rounds left */
     unsigned colds;
     struct cold cold[MAX_COLD];
     struct imap map[2 * BLOCK_MAX_INSNS + 1];
@@ -105,6 +109,14 @@ void emit_unstash_flags(struct emitter *e);
 /* r1 = RFLAGS as PUSHF and SYSCALL see it; uses r2 and the host's stack. Keeps the flags. */
 void emit_flags_image(struct emitter *e, unsigned r1, unsigned r2);
 
+/* Leaves before instruction i when exit_request is set. */
+void tr_request_check(struct tr *t, unsigned i);
+
+/* translate_loop.c: blocks that jump back to themselves */
+bool tr_is_self_loop(const struct tr *t);
+void tr_begin_loop(struct tr *t);
+void tr_back_edge(struct tr *t, unsigned cc);
+
 /* reencode.c: emits instruction x with its memory operand replaced by m (m NULL: as it is). */
 void emit_reencoded(struct emitter *e, const struct xinsn *x, const struct host_mem *m);
 
@@ -114,6 +126,7 @@ unsigned tr_borrow(struct tr *t, unsigned i, uint16_t forbidden,
                    bool low_only); /* a scratch register for instruction i */
 void tr_begin_groups(struct tr *t, unsigned i);
 void tr_end_groups(struct tr *t, unsigned i);
+void tr_check_group(struct tr *t, unsigned i, const struct group *g, unsigned s); /* its check alone, into s */
 /* Makes instruction i's access safe: afterwards *m addresses its operand on the host. `disp_extra` moves it. */
 void tr_access(struct tr *t, unsigned i, uint16_t forbidden, struct host_mem *m);
 

@@ -277,7 +277,7 @@ static void emit_request(struct tr *t, unsigned i, enum cold_kind kind, unsigned
     if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
 }
 
-static void emit_request_check(struct tr *t, unsigned i)
+void tr_request_check(struct tr *t, unsigned i)
 {
     if (t->fl_live[i] && t->held & (1u << R_RCX)) return;
     emit_request(t, i, COLD_REQUEST, 0);
@@ -288,8 +288,6 @@ void tr_sti_check(struct tr *t, unsigned i)
 {
     emit_request(t, i, COLD_STI, 1);
 }
-
-static void emit_back_edge(struct tr *t, unsigned cc);
 
 static void emit_insn(struct tr *t, unsigned i)
 {
@@ -325,7 +323,7 @@ static void emit_insn(struct tr *t, unsigned i)
     case XK_JMP: emit_link_jump(t, x->in.rip + x->in.len + x->in.op[0].imm); break;
     case XK_JCC:
         if (t->loop && i == t->n - 1)
-            emit_back_edge(t, x->cc);
+            tr_back_edge(t, x->cc);
         else
             emit_side_exit(t, x->cc, x->in.rip + x->in.len + x->in.op[0].imm);
         break;
@@ -535,53 +533,14 @@ static unsigned request_boundary(const struct tr *t)
     return 0;
 }
 
-static bool is_self_loop(const struct tr *t)
-{
-    const struct xinsn *last = &t->x[t->n - 1];
-    return last->kind == XK_JCC && last->in.rip + last->in.len + last->in.op[0].imm == t->b->rip &&
-           !(t->mode & MODE_NO_MERGE);
-}
-
-/* A block that jumps back to itself lends out what scratch registers it will want before the loop, from those it never uses: inside,
- * nothing is saved and brought back. */
-static void begin_loop(struct tr *t)
-{
-    uint16_t used = 1u << R_RSP;
-    unsigned wanted = 0;
-    bool low = false;
-    for (unsigned i = 0; i < t->n; i++) {
-        used |= t->x[i].reg_read | t->x[i].reg_write;
-        low |= t->x[i].no_rex;
-        if (t->x[i].kind == XK_MEM && t->acc[i].group == NO_GROUP) wanted |= 1;
-    }
-    for (unsigned k = 0; k < t->groups; k++) wanted += t->g[k].count > 1 ? 1 : 0;
-    if (t->groups || wanted) wanted++;
-    if (wanted > 5) wanted = 5;
-    t->loop_lent = 0;
-    for (unsigned n = 0; n < 16 && wanted; n++) {
-        unsigned r = low ? n : 15 - n;
-        if (used & (1u << r)) continue;
-        emit_store_gs(&t->e, GS_SAVED(r), r);
-        t->loop_lent |= (uint16_t)(1u << r);
-        wanted--;
-    }
-    t->borrowed = t->loop_lent;
-    t->loop = t->e.p;
-}
-
-static void emit_back_edge(struct tr *t, unsigned cc)
-{
-    tr_restore(t, (uint16_t)~t->loop_lent);
-    emit_jcc(&t->e, cc, t->loop);
-}
-
 static void emit_body(struct tr *t)
 {
     unsigned safe = request_boundary(t);
     t->loop = NULL;
-    if (is_self_loop(t)) begin_loop(t);
+    t->strip = NULL;
+    if (tr_is_self_loop(t)) tr_begin_loop(t);
     for (unsigned i = 0; i < t->n && !t->failed; i++) {
-        if (i == safe) emit_request_check(t, i);
+        if (i == safe && !t->strip) tr_request_check(t, i);
         tr_begin_groups(t, i);
         emit_insn(t, i);
         tr_end_groups(t, i);

@@ -234,7 +234,7 @@ static unsigned group_register(struct tr *t, const struct group *g)
     return r;
 }
 
-static void check_group(struct tr *t, unsigned i, struct group *g, unsigned s, bool merged)
+static void check_group(struct tr *t, unsigned i, const struct group *g, unsigned s, bool merged)
 {
     struct check c = {.s = s,
                       .ea = {g->base, g->index, g->scale, g->lo},
@@ -242,16 +242,21 @@ static void check_group(struct tr *t, unsigned i, struct group *g, unsigned s, b
                       .size = (uint16_t)(g->hi - g->lo),
                       .write = g->write,
                       .merged = merged,
-                      .hoisted = merged && g->anchor != g->first,
+                      .hoisted = merged && (g->anchor != g->first || g->strip),
                       .hostpage = g->index != INSN_NOREG};
     emit_check(t, i, &c);
+}
+
+void tr_check_group(struct tr *t, unsigned i, const struct group *g, unsigned s)
+{
+    check_group(t, i, g, s, true);
 }
 
 void tr_begin_groups(struct tr *t, unsigned i)
 {
     for (unsigned k = 0; k < t->groups; k++) {
         struct group *g = &t->g[k];
-        if (g->anchor != i || g->dissolved) continue;
+        if (g->anchor != i || g->dissolved || g->strip) continue;
         bool lone = g->count == 1 && g->anchor == g->first;
         unsigned r = lone ? NO_REG : group_register(t, g);
         if (r == NO_REG) {
@@ -269,7 +274,7 @@ void tr_begin_groups(struct tr *t, unsigned i)
 void tr_end_groups(struct tr *t, unsigned i)
 {
     for (unsigned k = 0; k < t->groups; k++)
-        if (t->g[k].reg != NO_REG && t->g[k].last == i) t->held &= (uint16_t) ~(1u << t->g[k].reg);
+        if (t->g[k].reg != NO_REG && t->g[k].last == i && !t->g[k].strip) t->held &= (uint16_t) ~(1u << t->g[k].reg);
 }
 
 /* The address is made from registers while the flags may be in RAX: what is in RAX is copied before. */

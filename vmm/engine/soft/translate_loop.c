@@ -1,0 +1,248 @@
+/* Blocks that jump back to themselves: the inner loops of programs.
+ *
+ * Scratch registers are lent out once, before the loop, from those it never uses. And checks leave the loop: an access whose address moves by
+ * a constant each time round stays on its page for a number of rounds that can be told beforehand. So the loop runs in strips:
+ *
+ *     strip:  safe point; check each such access; r = the rounds for which all of them stay on their pages, at most STRIP_MOST
+ *     loop:   dec r; js strip
+ *             the guest's instructions, on host addresses that need no check
+ *             jcc loop
+ *
+ * A round that crosses a page fails the check at `strip` and is done by the variant of the block that checks each access on its own, which
+ * comes back here. */
+#include "vmm/engine/soft/tr.h"
+
+/* Rounds between two looks at exit_request: some microseconds. */
+#define STRIP_MOST 1023u
+/* An address that moves faster leaves its page too soon for this to pay. */
+#define STRIDE_MOST 512
+/* floor(x / stride) = x * RECIPROCAL(stride) >> 24 for x < 4096: the error of the factor, below 2^-24, times x stays below 1 / stride. */
+#define RECIPROCAL(stride) ((1u << 24) / (stride) + 1)
+
+bool tr_is_self_loop(const struct tr *t)
+{
+    const struct xinsn *last = &t->x[t->n - 1];
+    return last->kind == XK_JCC && last->in.rip + last->in.len + last->in.op[0].imm == t->b->rip &&
+           !(t->mode & MODE_NO_MERGE);
+}
+
+/* ---- which checks can leave the loop ---- */
+
+/* By how much the group's address differs at instruction `to` from what it is at the loop's start; false when nobody can tell. */
+static bool moved_until(const struct tr *t, const struct group *g, unsigned to, int32_t *moved)
+{
+    *moved = 0;
+    for (unsigned i = 0; i < to; i++) {
+        int32_t by, index_by = 0;
+        if (tr_base_effect(&t->x[i], g->base, &by) == 2) return false;
+        if (g->index != INSN_NOREG && tr_base_effect(&t->x[i], g->index, &index_by) == 2) return false;
+        *moved += by + index_by * g->scale;
+    }
+    return true;
+}
+
+static bool side_exit_before(const struct tr *t, unsigned to)
+{
+    for (unsigned i = 0; i < to; i++)
+        if (t->x[i].kind == XK_JCC) return true;
+    return false;
+}
+
+static bool plan_group(struct tr *t, struct group *g)
+{
+    int32_t before, stride;
+    if (!moved_until(t, g, g->first, &before) || !moved_until(t, g, t->n, &stride)) return false;
+    if (stride < -STRIDE_MOST || stride > STRIDE_MOST || before < -4096 || before > 4096) return false;
+    if (g->write && side_exit_before(t, g->first))
+        return false; /* a write that may not come must not make it a write check */
+    /* lo and hi are relative to the address at `anchor`, which is `hoisted` away from that at `first` */
+    g->lo += before - g->hoisted;
+    g->hi += before - g->hoisted;
+    g->hoisted = before;
+    g->anchor = 0;
+    g->stride = stride;
+    return true;
+}
+
+static bool plain_block(const struct tr *t)
+{
+    for (unsigned i = 0; i < t->n; i++) {
+        switch (t->x[i].kind) {
+        case XK_COPY:
+        case XK_MEM:
+        case XK_NOP:
+        case XK_LEA_RIP:
+        case XK_PUSH:
+        case XK_POP: break;
+        case XK_JCC:
+            if (i + 1 < t->n) break;
+            return t->fl_live[0] == 0; /* the loop's head counts */
+        default: return false;
+        }
+    }
+    return false;
+}
+
+/* ---- registers ---- */
+
+static uint16_t used_registers(const struct tr *t, bool *low)
+{
+    uint16_t used = 1u << R_RSP;
+    *low = false;
+    for (unsigned i = 0; i < t->n; i++) {
+        used |= t->x[i].reg_read | t->x[i].reg_write;
+        *low |= t->x[i].no_rex;
+    }
+    return used;
+}
+
+static unsigned scratch_wanted(const struct tr *t)
+{
+    unsigned wanted = 0;
+    for (unsigned i = 0; i < t->n; i++)
+        if (t->x[i].kind == XK_MEM && t->acc[i].group == NO_GROUP) wanted |= 1;
+    for (unsigned k = 0; k < t->groups; k++) wanted += t->g[k].count > 1 ? 1 : 0;
+    if (t->groups || wanted) wanted++;
+    return wanted > 5 ? 5 : wanted;
+}
+
+/* Lends out up to `wanted` registers; returns which. */
+static uint16_t lend_unused(struct tr *t, uint16_t used, unsigned wanted, bool low)
+{
+    uint16_t lent = 0;
+    for (unsigned n = 0; n < 16 && wanted; n++) {
+        unsigned r = low ? n : 15 - n;
+        if (used & (1u << r)) continue;
+        emit_store_gs(&t->e, GS_SAVED(r), r);
+        lent |= (uint16_t)(1u << r);
+        wanted--;
+    }
+    return lent;
+}
+
+static unsigned take(uint16_t *from, bool low)
+{
+    uint16_t some = low ? *from & 0xff : *from;
+    if (!some) return NO_REG;
+    unsigned r = low ? (unsigned)__builtin_ctz(some) : 31 - (unsigned)__builtin_clz(some);
+    *from &= (uint16_t) ~(1u << r);
+    return r;
+}
+
+/* ---- the strip ---- */
+
+/* op r, imm32 by its /digit */
+static void emit_imm(struct emitter *e, unsigned w, unsigned digit, unsigned r, uint32_t imm)
+{
+    unsigned rex = (w ? 8u : 0u) | (r >= 8);
+    if (rex) e8(e, 0x40 | rex);
+    e8(e, 0x81);
+    e8(e, 0xc0 | digit << 3 | (r & 7));
+    e32(e, imm);
+}
+
+/* F7 /digit (neg) or FF /digit (inc, dec) of a 64-bit register */
+static void emit_unary(struct emitter *e, unsigned opcode, unsigned digit, unsigned r)
+{
+    e8(e, 0x48 | (r >= 8));
+    e8(e, opcode);
+    e8(e, 0xc0 | digit << 3 | (r & 7));
+}
+
+/* rounds = min(rounds, how often the group's address can move and still lie in its page) */
+static void emit_bound(struct tr *t, const struct group *g, unsigned rounds, unsigned tmp)
+{
+    struct emitter *e = &t->e;
+    uint32_t stride = (uint32_t)(g->stride < 0 ? -g->stride : g->stride);
+    if (!stride) return;
+    struct host_mem ea = {g->base, g->index, g->scale, g->lo};
+    emit_lea(e, tmp, ea);
+    emit_imm(e, 0, 4, tmp, (uint32_t)PAGE_SIZE - 1); /* and tmp32, 4095 */
+    if (g->stride > 0) {
+        emit_unary(e, 0xf7, 3, tmp);                                             /* neg tmp */
+        emit_imm(e, 1, 0, tmp, (uint32_t)PAGE_SIZE - (uint32_t)(g->hi - g->lo)); /* add tmp, 4096 - size */
+    }
+    unsigned rex = 0x48 | (tmp >= 8 ? 5u : 0u);
+    e8(e, rex);
+    e8(e, 0x69);
+    e8(e, 0xc0 | (tmp & 7) << 3 | (tmp & 7));
+    e32(e, RECIPROCAL(stride)); /* imul tmp, tmp, factor */
+    e8(e, 0x48 | (tmp >= 8));
+    e8(e, 0xc1);
+    e8(e, 0xe8 | (tmp & 7));
+    e8(e, 24);                     /* shr tmp, 24 */
+    emit_rr(e, 0x39, tmp, rounds); /* cmp tmp, rounds */
+    e8(e, 0x48 | (rounds >= 8 ? 4u : 0u) | (tmp >= 8 ? 1u : 0u));
+    e8(e, 0x0f);
+    e8(e, 0x42);
+    e8(e, 0xc0 | (rounds & 7) << 3 | (tmp & 7)); /* cmovb rounds, tmp */
+}
+
+static void emit_strip(struct tr *t, unsigned rounds, unsigned tmp)
+{
+    struct emitter *e = &t->e;
+    t->strip = e->p;
+    tr_request_check(t, 0);
+    emit_mov_imm(e, rounds, STRIP_MOST);
+    for (unsigned k = 0; k < t->groups; k++) {
+        struct group *g = &t->g[k];
+        if (!g->strip) continue;
+        tr_check_group(t, 0, g, g->reg);
+        emit_bound(t, g, rounds, tmp);
+    }
+    emit_unary(e, 0xff, 0, rounds); /* inc: the round at hand is one more */
+    t->loop = e->p;
+    emit_unary(e, 0xff, 1, rounds); /* dec */
+    emit_jcc(e, 8, t->strip);       /* js */
+}
+
+/* Chooses what leaves the loop and gives each check a register of its own. False: this loop is not run in strips. */
+static bool plan_strip(struct tr *t, uint16_t used, uint16_t lent)
+{
+    uint16_t left = lent;
+    t->strip_rounds = (uint8_t)take(&left, false);
+    unsigned tmp = take(&left, true); /* stays for other accesses in the loop */
+    if (t->strip_rounds == NO_REG || tmp == NO_REG) return false;
+    (void)used;
+    for (unsigned k = 0; k < t->groups; k++) {
+        struct group *g = &t->g[k];
+        unsigned r = left ? take(&left, g->no_rex) : NO_REG;
+        if (r == NO_REG) continue;
+        if (!plan_group(t, g)) {
+            left |= (uint16_t)(1u << r);
+            continue;
+        }
+        g->strip = true;
+        g->reg = (uint8_t)r;
+        t->held |= (uint16_t)(1u << r);
+    }
+    t->held |= (uint16_t)(1u << t->strip_rounds);
+    emit_strip(t, t->strip_rounds, tmp);
+    return true;
+}
+
+void tr_begin_loop(struct tr *t)
+{
+    bool low;
+    uint16_t used = used_registers(t, &low);
+    unsigned wanted = scratch_wanted(t);
+    bool strip = plain_block(t);
+    if (strip) wanted = t->groups + 2;
+    t->loop_lent = lend_unused(t, used, wanted, low);
+    t->borrowed = t->loop_lent;
+    t->strip = NULL;
+    if (strip && plan_strip(t, used, t->loop_lent)) return;
+    t->loop = t->e.p;
+}
+
+void tr_back_edge(struct tr *t, unsigned cc)
+{
+    tr_restore(t, (uint16_t)~t->loop_lent);
+    for (unsigned k = 0; k < t->groups; k++) {
+        const struct group *g = &t->g[k];
+        if (!g->strip || g->index == INSN_NOREG || !g->stride) continue;
+        struct host_mem next = {g->reg, INSN_NOREG, 1, g->stride}; /* a host address: moves along */
+        emit_lea(&t->e, g->reg, next);
+    }
+    emit_jcc(&t->e, cc, t->loop);
+}
