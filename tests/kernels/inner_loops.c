@@ -1,0 +1,147 @@
+// Loops of one block, at many strides, over pages that are not neighbours in RAM, missing, read-only, or memory behind MMIO: registers,
+// memory and exceptions are as when the same loop is single-stepped (which no engine does by the means that make loops fast).
+#include "kernel.h"
+
+#define MMIO_MEMORY 0xff000000ul /* 64 KiB */
+#define PAGES 4
+
+static struct ctx c;
+
+/* RSI and RDI are addresses, RCX counts, RBX is an index. */
+#define LOOP(name, text) CODE(name, "1:" text "; dec %rcx; jnz 1b")
+LOOP(store1, "mov %al, (%rdi); inc %rdi; add $3, %al");
+LOOP(store8, "mov %rax, (%rdi); add $8, %rdi; add $7, %rax");
+LOOP(load8, "add (%rsi), %rax; add $8, %rsi");
+LOOP(copy8, "mov (%rsi), %rax; mov %rax, (%rdi); add $8, %rsi; add $8, %rdi");
+LOOP(down8, "mov %rax, -8(%rdi); sub $8, %rdi; inc %rax");
+LOOP(down3, "movw %ax, -2(%rdi); sub $3, %rdi; inc %rax");
+LOOP(step24, "mov %rax, (%rdi); mov %rax, 16(%rdi); add $24, %rdi; inc %rax");
+LOOP(step100, "addl %eax, 4(%rdi); lea 100(%rdi), %rdi");
+LOOP(step512, "xor %rax, 8(%rdi); add $512, %rdi; inc %rax");
+LOOP(step700, "xor %rax, 8(%rdi); add $700, %rdi; inc %rax");
+LOOP(indexed, "mov (%rsi,%rbx,8), %rax; add %rax, (%rdi,%rbx,8); inc %rbx");
+LOOP(index_down, "mov 16(%rsi,%rbx,4), %eax; mov %eax, (%rdi,%rbx,4); sub $1, %rbx");
+LOOP(two_moves, "mov %al, (%rdi,%rbx); inc %rdi; inc %rbx; inc %al");
+LOOP(still, "incl (%rdi); lea (%rax,%rcx), %rax");
+LOOP(moved_between, "mov (%rdi), %dl; inc %rdi; add %dl, (%rdi); inc %rdi");
+CODE(pushes, "mov %rsp, %r9; mov %rdi, %rsp; 1: push %rcx; dec %rcx; jnz 1b; mov %rsp, %r10; mov %r9, %rsp");
+CODE(pops,
+     "mov %rsp, %r9; mov %rdi, %rsp; 1: pop %rax; add %rax, %rdx; dec %rcx; jnz 1b; mov %rsp, %r10; mov %r9, %rsp");
+LOOP(both_ways, "mov (%rsi), %al; mov %al, (%rdi); inc %rsi; dec %rdi");
+LOOP(carry, "add $8, %rdi; adc %rax, -8(%rdi)");
+LOOP(vectors, "movups (%rsi), %xmm1; paddb (%rdi), %xmm1; movups %xmm1, (%rdi); add $16, %rsi; add $16, %rdi");
+LOOP(reload, "mov (%rdi), %r8; add $64, %r8; mov %r8, (%rdi); add $5, %rdi");
+CODE(leaves, "1: cmpb $0x77, (%rsi); je 2f; mov %rcx, (%rdi); inc %rsi; add $8, %rdi; dec %rcx; jnz 1b; 2: nop");
+CODE(divides,
+     "1: mov %rcx, %rax; xor %edx, %edx; divq (%rsi); mov %rax, (%rdi); add $8, %rsi; add $8, %rdi; dec %rcx; jnz 1b");
+CODE(counts_up, "1: mov %rbx, (%rdi,%rbx); add $8, %rbx; cmp $3000, %rbx; jb 1b");
+
+static const struct {
+    u8 *code;
+    const char *name;
+} loops[] = {
+#define ENTRY(name) \
+    {               \
+        name, #name \
+    }
+    ENTRY(store1),    ENTRY(store8),  ENTRY(load8),   ENTRY(copy8),   ENTRY(down8),         ENTRY(down3),
+    ENTRY(step24),    ENTRY(step100), ENTRY(step512), ENTRY(step700), ENTRY(indexed),       ENTRY(index_down),
+    ENTRY(two_moves), ENTRY(still),   ENTRY(pushes),  ENTRY(pops),    ENTRY(moved_between), ENTRY(both_ways),
+    ENTRY(carry),     ENTRY(vectors), ENTRY(reload),  ENTRY(leaves),  ENTRY(divides),       ENTRY(counts_up),
+};
+
+enum layout { RAM, HOLE, READ_ONLY, MMIO, LAYOUTS };
+static const char *const layout_name[] = {"RAM", "a page missing", "a page read-only", "a page behind MMIO"};
+static u64 frames, special; /* the page that the layout is about */
+static bool have_mmio;
+
+static void lay_out(enum layout l)
+{
+    for (u64 i = 0; i < PAGES; i++) { /* backwards in RAM */
+        u64 va = TEST_VA + i * PAGE, pa = frames + (PAGES - 1 - i) * PAGE;
+        bool here = i == special;
+        if (here && l == MMIO) pa = MMIO_MEMORY;
+        map_page(va, pa, here && l == READ_ONLY ? 0 : PTE_W);
+        if (here && l == HOLE) *pte_of(va, 1) = 0, invlpg(va);
+    }
+}
+
+/* The same bytes everywhere, by way of the frames. */
+static void fill(u64 seed)
+{
+    volatile u64 *ram = (volatile u64 *)frames, *mmio = (volatile u64 *)MMIO_MEMORY;
+    for (u64 i = 0; i < PAGES * PAGE / 8; i++) ram[i] = random64(&seed) | 1;
+    for (u64 i = 0; have_mmio && i < PAGE / 8; i++) mmio[i] = random64(&seed) | 1;
+}
+
+static u64 digest(void)
+{
+    const volatile u64 *ram = (volatile u64 *)frames, *mmio = (volatile u64 *)MMIO_MEMORY;
+    u64 h = 1;
+    for (u64 i = 0; i < PAGES * PAGE / 8; i++) h = (h ^ ram[i]) * 0x9e3779b97f4a7c15ul;
+    for (u64 i = 0; have_mmio && i < PAGE / 8; i++) h = (h ^ mmio[i]) * 0x9e3779b97f4a7c15ul;
+    return h;
+}
+
+static void go_on(struct frame *f)
+{
+    (void)f;
+}
+
+static u64 run(const u8 *code, u64 seed, bool stepped)
+{
+    u64 r = seed;
+    fill(seed);
+    ctx_kernel(&c, code);
+    c.gpr[RSI] = TEST_VA + PAGE + random64(&r) % PAGE;
+    c.gpr[RDI] = TEST_VA + PAGE + random64(&r) % (2 * PAGE);
+    if (r & 1) c.gpr[RSI] &= ~7ul, c.gpr[RDI] &= ~7ul;
+    c.gpr[RBX] = random64(&r) % 32;
+    c.gpr[RCX] = 1 + random64(&r) % 1300;
+    __asm__ volatile("movq %0, %%xmm1" ::"r"(seed));
+    if (stepped) {
+        c.rflags |= FL_TF;
+        on_vector(DB, go_on);
+    }
+    ctx_run(&c);
+    on_vector(DB, NULL);
+    c.rflags &= ~FL_TF;
+    return digest();
+}
+
+static void compare(unsigned n, enum layout l, u64 seed)
+{
+    u64 want_memory = run(loops[n].code, seed, true);
+    struct ctx want = c;
+    for (unsigned again = 0; again < 2; again++) { /* the second time with all caches warm */
+        u64 memory = run(loops[n].code, seed, false);
+        bool ok = CHECK_EQ(c.vector, want.vector) && CHECK_EQ(c.rip, want.rip) && CHECK_EQ(memory, want_memory);
+        if (ok && c.vector == PF) ok = CHECK_EQ(c.cr2, want.cr2) && CHECK_EQ(c.error, want.error);
+        for (unsigned i = 0; ok && i < 16; i++) ok = CHECK_EQ(c.gpr[i], want.gpr[i]);
+        if (!ok) {
+            print("    %s, %s, seed %lx\n", loops[n].name, layout_name[l], seed);
+            return;
+        }
+    }
+}
+
+int main(void)
+{
+    frames = (u64)pages_alloc(PAGES, PAGE);
+    set_cr4(cr4() | CR4_OSFXSR | CR4_OSXMMEXCPT);
+    exceptions_on_ist(true); /* the stack of push and pop loops is under test */
+    *(volatile u32 *)MMIO_MEMORY = 0x12345678;
+    have_mmio = *(volatile u32 *)MMIO_MEMORY == 0x12345678;
+    if (!have_mmio) skip("memory behind MMIO");
+    u64 seed = 1;
+    for (enum layout l = RAM; l < LAYOUTS; l++) {
+        if (l == MMIO && !have_mmio) continue;
+        for (unsigned n = 0; n < sizeof loops / sizeof *loops; n++)
+            for (unsigned k = 0; k < 4; k++) {
+                special = k % PAGES;
+                lay_out(l);
+                compare(n, l, random64(&seed));
+            }
+    }
+    return done();
+}
