@@ -197,13 +197,12 @@ static void emit_strip(struct tr *t, unsigned rounds, unsigned tmp)
 }
 
 /* Chooses what leaves the loop and gives each check a register of its own. False: this loop is not run in strips. */
-static bool plan_strip(struct tr *t, uint16_t used, uint16_t lent)
+static bool plan_strip(struct tr *t, uint16_t lent, bool low)
 {
     uint16_t left = lent;
     t->strip_rounds = (uint8_t)take(&left, false);
-    unsigned tmp = take(&left, true); /* stays for other accesses in the loop */
+    unsigned tmp = take(&left, low); /* stays for other accesses in the loop */
     if (t->strip_rounds == NO_REG || tmp == NO_REG) return false;
-    (void)used;
     for (unsigned k = 0; k < t->groups; k++) {
         struct group *g = &t->g[k];
         unsigned r = left ? take(&left, g->no_rex) : NO_REG;
@@ -231,7 +230,7 @@ void tr_begin_loop(struct tr *t)
     t->loop_lent = lend_unused(t, used, wanted, low);
     t->borrowed = t->loop_lent;
     t->strip = NULL;
-    if (strip && plan_strip(t, used, t->loop_lent)) return;
+    if (strip && plan_strip(t, t->loop_lent, low)) return;
     t->loop = t->e.p;
 }
 
