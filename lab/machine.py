@@ -123,7 +123,7 @@ def devices(options, directory):
 def qemu(options, kernel, initrd, checkout, directory):
     memory = size_mib(options.memory)
     argv = ["qemu-system-x86_64", "-name", "nacelle-lab", "-machine", "q35,kernel-irqchip=off,smbus=off,vmport=off,hpet=on",
-            "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,+umip", "-smp", str(options.cpus), "-m", f"{memory}M",
+            "-accel", "tcg,thread=" + ("single" if options.count else "multi"), "-cpu", "EPYC,+svm,+npt,+umip", "-smp", str(options.cpus), "-m", f"{memory}M",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
             "-kernel", kernel, "-initrd", initrd, "-append", command_line(options, checkout, directory),
             "-chardev", f"file,id=console,path={value(os.path.join(directory, 'console'))}", "-serial", "chardev:console",

@@ -4,6 +4,7 @@ import argparse
 import glob
 import json
 import os
+import signal
 import sys
 import time
 
@@ -29,7 +30,7 @@ def command_of(machine, o):
 
 
 def exits_of(pid):
-    """What KVM counted for the process's machine: every exit, and those that went on to the VMM."""
+    """What KVM counted for the process's machine: every exit, and kinds of them."""
     places = glob.glob(f"/sys/kernel/debug/kvm/{pid}-*/")
     if not places:
         return None
@@ -38,7 +39,8 @@ def exits_of(pid):
         with open(places[0] + name, encoding="ascii") as f:
             return int(f.read())
 
-    return {"exits": read("exits"), "mmio": read("mmio_exits"), "io": read("io_exits"), "halt": read("halt_exits")}
+    return {"exits": read("exits"), "mmio": read("mmio_exits"), "io": read("io_exits"), "halt": read("halt_exits"),
+            "irq": read("irq_exits"), "fault": read("pf_taken")}
 
 
 def boot(machine, o, log):
@@ -50,6 +52,7 @@ def boot(machine, o, log):
                 seconds = line[0] - vm.started
                 exits = exits_of(vm.process.pid)
                 time.sleep(SETTLE_SECONDS)
+                os.kill(vm.process.pid, signal.SIGSTOP)  # so that what is read fits together
                 beside = machines.resident_beside(vm.process.pid, MEMORY_MIB << 20)
                 return {"seconds": seconds, "exits": exits, "resident_mib": beside}
         return {"error": f"ended with status {vm.close()} before init"}

@@ -10,14 +10,16 @@ FIRST_INSTRUCTION_MS = 10
 OWN_MEMORY_MIB = 5
 
 
-def median(runs, pick):
-    values = [pick(r) for r in runs if "error" not in r]
+def seen(results, machine, what):
+    """The median over the boots of a machine: a result, or one of its exits."""
+    values = [r.get(what) if what != "exits" and what in r else (r.get("exits") or {}).get(what)
+              for r in results.get(machine, []) if "error" not in r]
     values = [v for v in values if v is not None]
     return statistics.median(values) if values else None
 
 
 def counted(path, order):
-    """Per machine the lines of lab/count.c, a list of {name: (box, guest, runs)} per boot."""
+    """Per machine the lines of lab/count.c, as a list with one {name: counts} for each boot; the boots were by turns in `order`."""
     boots = []
     with open(path, encoding="ascii") as f:
         for line in f:
@@ -52,20 +54,24 @@ def main():
     with open(o.times, encoding="ascii") as f:
         times = json.load(f)
     with open(o.counted, encoding="ascii") as f:
-        order = [m for m, runs in json.load(f).items() if "error" not in runs[-1]]
+        steady = json.load(f)
+    order = [m for m, runs in steady.items() if "error" not in runs[-1]]
     counts = counted(o.counts, order)
-    machines = [m for m in TITLES if m in times]
+    machines = [m for m in TITLES if m in steady]
 
     def count(machine, at, *keys):
         boots = [b for b in counts.get(machine, [])[1:] if at in b]
         return statistics.median(sum(b[at][k] for k in keys) for b in boots) if boots else None
 
     rows = [
-        ("start to init, wall time in the box", "s", lambda m: median(times[m], lambda r: r["seconds"])),
-        ("memory beside the guest's", "MiB", lambda m: median(times[m], lambda r: r["resident_mib"])),
-        ("exits to init, by KVM's count", "", lambda m: median(times[m], lambda r: r["exits"] and r["exits"]["exits"])),
-        ("  of these port I/O", "", lambda m: median(times[m], lambda r: r["exits"] and r["exits"]["io"])),
-        ("  of these MMIO", "", lambda m: median(times[m], lambda r: r["exits"] and r["exits"]["mmio"])),
+        ("start to init, wall time in the box", "s", lambda m: seen(times, m, "seconds")),
+        ("start to init, 1 instruction a ns", "s", lambda m: seen(steady, m, "seconds")),
+        ("memory beside the guest's", "MiB", lambda m: seen(steady, m, "resident_mib")),
+        ("exits to init, by KVM's count", "", lambda m: seen(steady, m, "exits")),
+        ("  of these port I/O", "", lambda m: seen(steady, m, "io")),
+        ("  of these MMIO", "", lambda m: seen(steady, m, "mmio")),
+        ("  of these second-stage page faults", "", lambda m: seen(steady, m, "fault")),
+        ("  of these interrupts of the box", "", lambda m: seen(steady, m, "irq")),
         ("instructions to the guest's first", "M", lambda m: count(m, "vmrun", "user", "kernel")),
         ("  of these in the VMM itself", "M", lambda m: count(m, "vmrun", "user")),
         ("host instructions to init", "M", lambda m: count(m, "mark1", "user", "kernel")),
@@ -87,12 +93,12 @@ def main():
         print(line)
     print("\n(ratios: how many times ours the peer needs)")
     for m in machines:
-        for r in times[m]:
+        for r in times.get(m, []) + steady[m]:
             if "error" in r:
                 print(f"{TITLES[m]}: {r['error']}")
     first = results["instructions to the guest's first"].get("ours")
     own = results["memory beside the guest's"].get("ours")
-    ours, peer = (results["start to init, wall time in the box"].get(m) for m in ("ours", "microvm"))
+    ours, peer = (results["start to init, 1 instruction a ns"].get(m) for m in ("ours", "microvm"))
     if first:
         ms = first / NATIVE_INSTRUCTIONS_PER_MS
         print(f"first guest instruction at native scale, 1 instruction a nanosecond: {ms:.1f} ms, "
