@@ -125,7 +125,9 @@ static void emit_push_mem(struct tr *t, unsigned i)
     emit_rm(&t->e, 0x8b, r, m);
     t->x[i].kind = XK_PUSH_MEM;
     t->acc[i].group = group;
+    t->held |= (uint16_t)(1u << r); /* the look-up of the second check must not take it for its own */
     m = tr_access_now(t, i, (uint16_t)(1u << r));
+    t->held &= (uint16_t) ~(1u << r);
     tr_note_map(t, i);
     emit_rm(&t->e, 0x89, r, m);
     tr_move_rsp(t, -8);
