@@ -15,6 +15,8 @@ declare -A why=(
     [libcjson-dev]="JSON"
     [liburing-dev]="disk I/O by io_uring"
     [libslirp-dev]="user networking"
+    [iperf3]="network speed and limits"
+    [iproute2]="network tests"
     [libcmocka-dev]="unit tests"
     [nasm]="test kernels in assembly"
     [python3]="terminal tests"
@@ -36,7 +38,7 @@ declare -A why=(
 group_packages() {
     case $1 in
     build) echo gcc make libc6-dev binutils libzydis-dev libcjson-dev liburing-dev libslirp-dev ;;
-    test) echo libcmocka-dev nasm python3 acpica-tools qemu-system-common qemu-utils ;;
+    test) echo libcmocka-dev nasm python3 acpica-tools iperf3 iproute2 qemu-system-common qemu-utils ;;
     fetch) echo ca-certificates xz-utils ;;
     peer) echo qemu-system-x86 ;;
     lab) echo gcc libc6-dev python3 qemu-system-x86 ca-certificates xz-utils ;;
