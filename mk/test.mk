@@ -9,7 +9,7 @@ RUN_TESTS = BUILD=$(BUILD) NACELLE_BUILD=$(BUILD) tests/run.sh
 -include $(wildcard tests/*/*.mk)
 
 
-.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-lab bench bench-kvm fuzz
+.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-lab bench bench-kvm bench-io fuzz
 programs: kernels
 
 setup:
@@ -53,6 +53,12 @@ bench-kvm:
 	$(Q)$(SETUP) build fetch lab
 	$(Q)$(MAKE) -s $(JOBS) nacelle
 	$(Q)NACELLE=$(BUILD)/nacelle bench/kvm.sh
+
+# Disks, networks and boot to login of a full Debian against QEMU's TCG. BENCH=quick: one short repeat.
+bench-io:
+	$(Q)$(SETUP) build fetch image peer test
+	$(Q)$(MAKE) -s $(JOBS) nacelle
+	$(Q)NACELLE=$(BUILD)/nacelle bench/io.sh
 
 # Ends when something is found, or with Ctrl-C.
 fuzz:
