@@ -58,12 +58,16 @@ struct tr {
     struct access acc[BLOCK_MAX_INSNS];
     unsigned groups;
     struct group g[MAX_GROUPS];
-    uint16_t borrowed;    /* registers whose guest value is in saved[] */
-    uint16_t held;        /* those of them that carry a group's delta */
-    uint16_t loop_lent;   /* registers lent out for the whole of a loop of one block */
-    uint8_t *loop;        /* where its back edge goes; NULL: no such loop */
-    uint8_t *strip;       /* where its checks are done; NULL: in each round */
-    uint8_t strip_rounds; /* register that counts the rounds left */
+    uint16_t borrowed;  /* registers whose guest value is in saved[] */
+    uint16_t held;      /* those of them that carry a group's delta */
+    uint16_t loop_lent; /* registers lent out for the whole of a loop of one block */
+    uint8_t *loop;      /* where its back edge goes; NULL: no such loop */
+    /* A loop in strips: */
+    uint8_t *strip;                /* where its checks are done; NULL: in each round */
+    uint8_t *to_strip;             /* rel32 of the jump there from the first rounds */
+    uint8_t strip_rounds;          /* register that counts the rounds left; NO_REG: not in strips */
+    bool loop_low;                 /* an instruction in the loop can't have a REX prefix */
+    struct group kept[MAX_GROUPS]; /* the groups as they were before the first rounds were translated */
     unsigned colds;
     struct cold cold[MAX_COLD];
     struct imap map[2 * BLOCK_MAX_INSNS + 1];
@@ -115,6 +119,7 @@ void tr_request_check(struct tr *t, unsigned i);
 /* translate_loop.c: blocks that jump back to themselves */
 bool tr_is_self_loop(const struct tr *t);
 void tr_begin_loop(struct tr *t);
+void tr_begin_strip(struct tr *t); /* when strip_rounds is a register: before the loop is translated again */
 void tr_back_edge(struct tr *t, unsigned cc);
 
 /* reencode.c: emits instruction x with its memory operand replaced by m (m NULL: as it is). */

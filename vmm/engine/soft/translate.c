@@ -533,12 +533,9 @@ static unsigned request_boundary(const struct tr *t)
     return 0;
 }
 
-static void emit_body(struct tr *t)
+/* All instructions once, and the way on to the next block. */
+static void emit_round(struct tr *t, unsigned safe)
 {
-    unsigned safe = request_boundary(t);
-    t->loop = NULL;
-    t->strip = NULL;
-    if (tr_is_self_loop(t)) tr_begin_loop(t);
     for (unsigned i = 0; i < t->n && !t->failed; i++) {
         if (i == safe && !t->strip) tr_request_check(t, i);
         tr_begin_groups(t, i);
@@ -546,9 +543,21 @@ static void emit_body(struct tr *t)
         tr_end_groups(t, i);
     }
     const struct xinsn *last = &t->x[t->n - 1];
-    if (!ends_block(last, t->b->rip) || last->kind == XK_JCC) {
-        t->held = 0;
-        emit_link_jump(t, t->next_rip);
+    if (ends_block(last, t->b->rip) && last->kind != XK_JCC) return;
+    t->held = 0;
+    emit_link_jump(t, t->next_rip);
+}
+
+static void emit_body(struct tr *t)
+{
+    unsigned safe = request_boundary(t);
+    t->loop = t->strip = NULL;
+    t->strip_rounds = NO_REG;
+    if (tr_is_self_loop(t)) tr_begin_loop(t);
+    emit_round(t, safe);
+    if (t->strip_rounds != NO_REG && !t->failed) {
+        tr_begin_strip(t);
+        emit_round(t, safe);
     }
     for (unsigned i = 0; i < t->colds && !t->failed; i++) emit_cold(t, &t->cold[i]);
 }

@@ -1,8 +1,12 @@
 /* Blocks that jump back to themselves: the inner loops of programs.
  *
  * Scratch registers are lent out once, before the loop, from those it never uses. And checks leave the loop: an access whose address moves by
- * a constant each time round stays on its page for a number of rounds that can be told beforehand. So the loop runs in strips:
+ * a constant each time round stays on its page for a number of rounds that can be told beforehand. So the loop runs in strips, after a few
+ * rounds in which every access is checked (many loops have no more than those):
  *
+ *             r = FIRST_ROUNDS
+ *     first:  safe point, the guest's instructions with their checks
+ *             jncc out; dec r; jnz first
  *     strip:  safe point; check each such access; r = the rounds for which all of them stay on their pages, at most STRIP_MOST
  *     loop:   dec r; js strip
  *             the guest's instructions, on host addresses that need no check
@@ -12,6 +16,8 @@
  * comes back here. */
 #include "vmm/engine/soft/tr.h"
 
+/* Computing the bounds costs about as much as checking so many rounds. */
+#define FIRST_ROUNDS 8u
 /* Rounds between two looks at exit_request: some microseconds. */
 #define STRIP_MOST 1023u
 /* An address that moves faster leaves its page too soon for this to pay. */
@@ -182,6 +188,7 @@ static void emit_strip(struct tr *t, unsigned rounds, unsigned tmp)
 {
     struct emitter *e = &t->e;
     t->strip = e->p;
+    patch_rel32(t->to_strip, e->p);
     tr_request_check(t, 0);
     emit_mov_imm(e, rounds, STRIP_MOST);
     for (unsigned k = 0; k < t->groups; k++) {
@@ -196,13 +203,15 @@ static void emit_strip(struct tr *t, unsigned rounds, unsigned tmp)
     emit_jcc(e, 8, t->strip);       /* js */
 }
 
-/* Chooses what leaves the loop and gives each check a register of its own. False: this loop is not run in strips. */
-static bool plan_strip(struct tr *t, uint16_t lent, bool low)
+/* Chooses what leaves the loop and gives each check a register of its own. */
+void tr_begin_strip(struct tr *t)
 {
-    uint16_t left = lent;
-    t->strip_rounds = (uint8_t)take(&left, false);
+    uint16_t left = (uint16_t)(t->loop_lent & ~(1u << t->strip_rounds));
+    bool low = t->loop_low;
     unsigned tmp = take(&left, low); /* stays for other accesses in the loop */
-    if (t->strip_rounds == NO_REG || tmp == NO_REG) return false;
+    __builtin_memcpy(t->g, t->kept, sizeof t->g);
+    t->borrowed = t->loop_lent;
+    t->held = (uint16_t)(1u << t->strip_rounds);
     for (unsigned k = 0; k < t->groups; k++) {
         struct group *g = &t->g[k];
         unsigned r = left ? take(&left, g->no_rex) : NO_REG;
@@ -215,33 +224,44 @@ static bool plan_strip(struct tr *t, uint16_t lent, bool low)
         g->reg = (uint8_t)r;
         t->held |= (uint16_t)(1u << r);
     }
-    t->held |= (uint16_t)(1u << t->strip_rounds);
     emit_strip(t, t->strip_rounds, tmp);
-    return true;
 }
 
 void tr_begin_loop(struct tr *t)
 {
-    bool low;
-    uint16_t used = used_registers(t, &low);
-    unsigned wanted = scratch_wanted(t);
+    uint16_t used = used_registers(t, &t->loop_low);
     bool strip = plain_block(t);
-    if (strip) wanted = t->groups + 2;
-    t->loop_lent = lend_unused(t, used, wanted, low);
+    t->loop_lent = lend_unused(t, used, strip ? t->groups + 2 : scratch_wanted(t), t->loop_low);
     t->borrowed = t->loop_lent;
-    t->strip = NULL;
-    if (strip && plan_strip(t, t->loop_lent, low)) return;
+    uint16_t left = t->loop_lent;
+    t->strip_rounds = NO_REG;
+    if (strip && __builtin_popcount(left) >= 2) {
+        t->strip_rounds = (uint8_t)take(&left, false);
+        t->held = (uint16_t)(1u << t->strip_rounds);
+        __builtin_memcpy(t->kept, t->g, sizeof t->g);
+        emit_mov_imm(&t->e, t->strip_rounds, FIRST_ROUNDS);
+    }
     t->loop = t->e.p;
 }
 
+/* The loop's own branch: back for another round, or on. */
 void tr_back_edge(struct tr *t, unsigned cc)
 {
+    struct emitter *e = &t->e;
     tr_restore(t, (uint16_t)~t->loop_lent);
+    if (t->strip_rounds != NO_REG && !t->strip) {
+        uint8_t *out = emit_jcc(e, cc ^ 1, NULL);
+        emit_unary(e, 0xff, 1, t->strip_rounds);
+        emit_jcc(e, 5, t->loop);
+        t->to_strip = emit_jmp(e, NULL);
+        patch_rel32(out, e->p);
+        return;
+    }
     for (unsigned k = 0; k < t->groups; k++) {
         const struct group *g = &t->g[k];
         if (!g->strip || g->index == INSN_NOREG || !g->stride) continue;
         struct host_mem next = {g->reg, INSN_NOREG, 1, g->stride}; /* a host address: moves along */
-        emit_lea(&t->e, g->reg, next);
+        emit_lea(e, g->reg, next);
     }
-    emit_jcc(&t->e, cc, t->loop);
+    emit_jcc(e, cc, t->loop);
 }
