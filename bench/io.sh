@@ -11,5 +11,7 @@ out=${BENCH_OUT:-build/bench}/io
 tools/setup.sh build fetch image peer test
 options=()
 [ "${BENCH:-}" != quick ] || options+=(--quick)
+mkdir -p "$out"
+[ -z "${BLOCK_BENCH:-}" ] || "$BLOCK_BENCH" "$out" 0.5
 export NACELLE=${NACELLE:-build/nacelle}
 PYTHONDONTWRITEBYTECODE=1 exec python3 bench/io.py --out "$out" "${options[@]}" "$@"

@@ -57,8 +57,12 @@ bench-kvm:
 # Disks, networks and boot to login of a full Debian against QEMU's TCG. BENCH=quick: one short repeat.
 bench-io:
 	$(Q)$(SETUP) build fetch image peer test
-	$(Q)$(MAKE) -s $(JOBS) nacelle
-	$(Q)NACELLE=$(BUILD)/nacelle bench/io.sh
+	$(Q)$(MAKE) -s $(JOBS) nacelle $(BUILD)/micro/block
+	$(Q)NACELLE=$(BUILD)/nacelle BLOCK_BENCH=$(BUILD)/micro/block bench/io.sh
+
+$(BUILD)/micro/%: $(BUILD)/obj/bench/micro/%.o $(LIB)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@.$$$$ $(LIBS) && mv $@.$$$$ $@
 
 # Ends when something is found, or with Ctrl-C.
 fuzz:
