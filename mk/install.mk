@@ -25,7 +25,7 @@ help:
 	@echo 'make bench        speed against QEMU and native, in one table'
 	@echo 'make bench-io     disk and network speed of a full Debian against QEMU'
 	@echo 'make bench-kvm    the KVM engine against QEMU with KVM, in the lab'
-	@echo 'make fuzz         differential fuzzing against the host CPU, without end'
+	@echo 'make fuzz         instructions against the host CPU, devices against hostile drivers, without end'
 	@echo 'make lint         layout, static checks, dependency rules'
 	@echo 'make format       lay the code out as lint wants it'
 	@echo 'make install      to PREFIX ($(PREFIX)) below DESTDIR'

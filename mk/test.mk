@@ -9,7 +9,7 @@ RUN_TESTS = BUILD=$(BUILD) NACELLE_BUILD=$(BUILD) tests/run.sh
 -include $(wildcard tests/*/*.mk)
 
 
-.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-lab bench bench-kvm bench-io fuzz
+.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-fuzz test-lab bench bench-kvm bench-io fuzz
 programs: kernels
 
 setup:
@@ -31,8 +31,8 @@ test-long:
 	$(Q)$(MAKE) -s $(JOBS) nacelle unit programs
 	$(Q)NACELLE=$(BUILD)/nacelle $(RUN_TESTS) --long $(UNIT_BIN)
 
-# Single groups, for work on them: make test-guest, test-kernels, test-diff, test-lab.
-test-guest test-kernels test-diff test-lab:
+# Single groups, for work on them: make test-guest, test-kernels, test-diff, test-fuzz, test-lab.
+test-guest test-kernels test-diff test-fuzz test-lab:
 	$(Q)$(SETUP) build test fetch peer lab
 	$(Q)$(MAKE) -s $(JOBS) nacelle programs
 	$(Q)NACELLE=$(BUILD)/nacelle NACELLE_ONLY=$(@:test-%=%) $(RUN_TESTS)
@@ -64,8 +64,9 @@ $(BUILD)/micro/%: $(BUILD)/obj/bench/micro/%.o $(LIB)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $^ -o $@.$$$$ $(LIBS) && mv $@.$$$$ $@
 
-# Ends when something is found, or with Ctrl-C.
+# Ends when something is found, or with Ctrl-C: instructions against the host CPU and devices against hostile drivers, side by side.
 fuzz:
 	$(Q)$(SETUP) build test
 	$(Q)$(MAKE) -s $(JOBS) nacelle programs
-	$(Q)NACELLE=$(BUILD)/nacelle NACELLE_BUILD=$(BUILD) tests/diff/run.sh --endless
+	$(Q)export NACELLE=$(BUILD)/nacelle NACELLE_BUILD=$(BUILD); trap 'kill $$(jobs -p) 2>/dev/null' EXIT; \
+	    tests/diff/run.sh --endless & tests/fuzz/run.sh --endless & wait -n

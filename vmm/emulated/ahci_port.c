@@ -366,7 +366,8 @@ static void slot_returned(struct block_request *r, int result)
         for (unsigned i = 0; i < s->used; i++) dma_written(dma(p), GPA(s->gpa[i]), s->iov[i].iov_len);
     pthread_mutex_lock(&p->lock);
     p->in_flight--;
-    if (s->epoch == p->epoch)
+    /* A disk that reported an error aborts what else is queued: nobody hears of that either, and it is tried again. */
+    if (s->epoch == p->epoch && !p->failed)
         slot_goes_on(s, result);
     else
         s->active = false;

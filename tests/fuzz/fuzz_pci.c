@@ -1,0 +1,184 @@
+/* The PCI bus itself: several functions of every shape, whose configuration space, BARs, interrupts and resets are used in any order. */
+#include "fuzz.h"
+#include "vmm/bus/pci_internal.h"
+
+const char *const fuzz_name = "fuzz_pci";
+
+#define TOYS 5
+
+struct toy {
+    struct fuzz_rig *r;
+    struct pci_function *f;
+    unsigned slot;
+    uint64_t size[PCI_BARS];
+    uint64_t at[PCI_BARS];
+    bool intx;
+};
+
+static uint64_t toy_read(void *dev, unsigned bar, uint64_t off, unsigned size)
+{
+    struct toy *t = dev;
+    fuzz_check(bar < PCI_BARS && off < t->size[bar] && size <= t->size[bar] - off);
+    if (fuzz_one_in(8)) pci_msix_notify(t->f, (unsigned)fuzz_odd_number());
+    return fuzz_bits();
+}
+
+static void toy_write(void *dev, unsigned bar, uint64_t off, unsigned size, uint64_t value)
+{
+    struct toy *t = dev;
+    toy_read(dev, bar, off, size);
+    if (value & 1) pci_intx_set(t->f, t->intx = value & 2);
+}
+
+static void toy_moved(void *dev, unsigned bar, uint64_t addr)
+{
+    struct toy *t = dev;
+    fuzz_check(t->at[bar] != addr);
+    fuzz_check(addr == UINT64_MAX || addr % t->size[bar] == 0);
+    t->at[bar] = addr;
+}
+
+static void toy_config(void *dev, unsigned off, unsigned size)
+{
+    (void)dev;
+    fuzz_check(off + size <= PCI_CONFIG_SIZE);
+}
+
+static void toy_reset(void *dev)
+{
+    struct toy *t = dev;
+    t->intx = false;
+    pci_intx_set(t->f, false);
+}
+
+static const struct pci_ops ops = {.bar_read = toy_read,
+                                   .bar_write = toy_write,
+                                   .config_written = toy_config,
+                                   .config_reading = toy_config,
+                                   .bar_moved = toy_moved,
+                                   .reset = toy_reset};
+
+static bool add_toy(struct fuzz_rig *r, struct toy *t)
+{
+    struct nerr e;
+    struct pci_desc d = {.name = "toy", .vendor = 1, .device = 2, .ops = &ops, .dev = t};
+    d.intx = fuzz_one_in(2);
+    d.msi = fuzz_one_in(2);
+    d.msix_vectors = fuzz_one_in(2) ? 1 + (unsigned)fuzz_below(200) : 0;
+    d.msix_bar = 5;
+    for (unsigned n = 0; n < 5; n++) {
+        enum pci_bar_kind kind = (enum pci_bar_kind)fuzz_below(4);
+        if (kind == PCI_BAR_MEM64 && n == 4) continue;
+        d.bar[n] = (struct pci_bar){kind, fuzz_one_in(2), 16ull << fuzz_below(kind == PCI_BAR_IO ? 5 : 17)};
+        if (kind == PCI_BAR_MEM64) n++;
+    }
+    for (unsigned n = 0; n < PCI_BARS; n++) {
+        t->size[n] = d.bar[n].size;
+        t->at[n] = UINT64_MAX;
+    }
+    t->r = r;
+    if (pci_add(r->pci, -1, &d, &t->f, &e)) return false;
+    t->slot = pci_slot(t->f);
+    t->size[5] = t->f->d.bar[5].size; /* the MSI-X table's, by the bus */
+    uint8_t body[20], mask[20];
+    for (unsigned i = 0; i < sizeof body; i++) {
+        body[i] = (uint8_t)fuzz_bits();
+        mask[i] = (uint8_t)fuzz_bits();
+    }
+    while (fuzz_one_in(2)) pci_add_capability(t->f, 9, body, mask, 1 + (unsigned)fuzz_below(sizeof body));
+    return true;
+}
+
+/* What the map says is what the registers say, and no two BARs answer at one place. */
+static void check_map(const struct fuzz_rig *r)
+{
+    const struct pci_map *m = &r->pci->map;
+    for (unsigned s = 0; s < 2; s++)
+        for (unsigned i = 0; i < m->count[s]; i++) {
+            const struct pci_map_entry *t = &m->entry[s][i];
+            const struct pci_function *f = r->pci->function[t->target / 8];
+            fuzz_check(f && f->bar_at[t->target % 8] == t->base);
+            fuzz_check(t->last - t->base + 1 == f->d.bar[t->target % 8].size);
+            if (i) fuzz_check(t[-1].last < t->base);
+        }
+}
+
+static void check_lines(const struct fuzz_rig *r)
+{
+    for (unsigned g = 0; g < PCI_GSIS; g++) {
+        uint32_t want = 0;
+        for (unsigned s = 0; s < PCI_SLOTS; s++) {
+            const struct pci_function *f = r->pci->function[s];
+            if (f && f->d.intx && pci_gsi(s, 0) == PCI_FIRST_GSI + g && f->intx_wish && !f->msi_on && !f->msix_on &&
+                !(f->command & COMMAND_INTX_OFF))
+                want |= 1u << s;
+        }
+        fuzz_check(r->pci->asserting[g] == want);
+        fuzz_check(r->line[PCI_FIRST_GSI + g] == (want != 0));
+    }
+}
+
+static void use_bar(struct fuzz_rig *r, const struct toy *t)
+{
+    unsigned bar = (unsigned)fuzz_below(PCI_BARS);
+    const struct pci_bar *b = &t->f->d.bar[bar];
+    if (b->kind == PCI_BAR_NONE) return;
+    uint64_t at = fuzz_bar(r, t->slot, bar, fuzz_one_in(4));
+    unsigned size = 1u << fuzz_below(4);
+    enum bus_space space = b->kind == PCI_BAR_IO ? BUS_PIO : BUS_MMIO;
+    if (space == BUS_PIO) {
+        at &= 0xfffc;
+        if (size == 8) size = 4;
+    }
+    at += fuzz_below(b->size + 8);
+    if (fuzz_one_in(2))
+        bus_read(&r->bus, space, at, size);
+    else
+        bus_write(&r->bus, space, at, size, fuzz_odd_number());
+}
+
+static void step(struct fuzz_rig *r, struct toy *t)
+{
+    switch (fuzz_below(12)) {
+    case 0: pci_intx_set(t->f, t->intx = fuzz_one_in(2)); break;
+    case 1: {
+        uint64_t before = r->msis;
+        bool on = pci_msix_enabled(t->f);
+        pci_msix_notify(t->f, (unsigned)fuzz_below(t->f->d.msix_vectors + 2ull));
+        fuzz_check(on ? r->msis <= before + 1 : r->msis == before);
+        break;
+    }
+    case 2: {
+        uint64_t before = r->msis;
+        bool on = pci_msi_enabled(t->f);
+        pci_msi_notify(t->f);
+        fuzz_check(on ? r->msis <= before + 1 : r->msis == before);
+        break;
+    }
+    case 3:
+    case 4:
+    case 5:
+    case 6: use_bar(r, t); break;
+    case 7:
+        if (fuzz_one_in(20)) pci_bus_reset(r->pci);
+        break;
+    default: fuzz_config_access(r, fuzz_one_in(10) ? (unsigned)fuzz_below(32) : t->slot); break;
+    }
+}
+
+void fuzz_case(void)
+{
+    struct toy toy[TOYS];
+    unsigned n = 0;
+    struct fuzz_rig *r = fuzz_rig_new();
+    memset(toy, 0, sizeof toy);
+    for (unsigned i = 0; i < TOYS; i++)
+        if (add_toy(r, &toy[n])) n++;
+    for (unsigned i = 0; n && i < 400; i++) {
+        step(r, &toy[fuzz_below(n)]);
+        if (i % 16 == 0) check_map(r);
+        check_lines(r);
+    }
+    check_map(r);
+    fuzz_rig_free(r);
+}
