@@ -1,5 +1,5 @@
 #!/bin/bash
-# tests/run.sh [--long] [UNIT PROGRAM]...: runs every test (or with NACELLE_ONLY=unit, cli, kernels, diff, lab, guest: that group).
+# tests/run.sh [--long] [UNIT PROGRAM]...: runs every test (or with NACELLE_ONLY=unit, cli, kernels, diff, fuzz, lab, guest: that group).
 #
 # A test is a unit test program, or a script in tests/cli/ and tests/guest/, or the run.sh of
 # tests/kernels/, tests/diff/ and tests/lab/. It passes when it exits with 0 and is skipped when it exits with 77. A script that prints lines
@@ -66,7 +66,7 @@ if wanted cli; then
         [ ! -x "$script" ] || run "cli/$(basename "$script" .sh)" 300 "$script"
     done
 fi
-for directory in kernels diff lab; do
+for directory in kernels diff fuzz lab; do
     if wanted $directory && [ -x tests/$directory/run.sh ]; then run $directory 1200 tests/$directory/run.sh; fi
 done
 if wanted guest; then
