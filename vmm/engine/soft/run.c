@@ -160,7 +160,7 @@ static enum soft_result host_fault(struct soft_cpu *cpu)
     cpu->rip = b->rip + at->guest;
     if (p->fault_trap == EXC_DE) note_divide(cpu, b, b->gpa + at->guest);
     if (p->fault_trap == EXC_GP || p->fault_trap == EXC_AC || p->fault_trap == EXC_SS)
-        return soft_raise_err(cpu, EXC_GP, 0);
+        return step_one(cpu); /* by itself it finds the exception that is the guest's */
     if (p->fault_trap == EXC_XM && !(cpu->cr4 & CR4_OSXMMEXCPT)) /* SDM vol. 3 2.5 */
         return soft_raise(cpu, EXC_UD);
     return soft_raise(cpu, (uint8_t)p->fault_trap);

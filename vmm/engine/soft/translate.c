@@ -152,12 +152,14 @@ static void emit_push_constant(struct tr *t, unsigned i, uint64_t v, uint16_t fo
     m.base = R_RSP;
     m.disp = -8;
     if (fits_simm32(v)) {
+        tr_note_map(t, i);
         e8(e, 0x48 | rex_xb(&m));
         e8(e, 0xc7);
         emit_modrm(e, 0, &m, 1);
         e32(e, (uint32_t)v);
     } else {
         unsigned r = tr_borrow(t, i, (uint16_t)(1u << m.index | forbidden), false);
+        tr_note_map(t, i);
         emit_mov_imm(e, r, v);
         emit_rm(e, 0x89, r, m);
     }
@@ -181,6 +183,7 @@ static void emit_pop_insn(struct tr *t, unsigned i)
 {
     const struct insn *in = &t->x[i].in;
     struct host_mem m = tr_access_now(t, i, 0);
+    tr_note_map(t, i);
     emit_rm(&t->e, 0x8b, in->op[0].reg, m);
     if (in->op[0].reg != R_RSP) tr_move_rsp(t, 8);
     t->borrowed &= (uint16_t) ~(1u << in->op[0].reg);
@@ -190,6 +193,9 @@ static void emit_leave(struct tr *t, unsigned i)
 {
     struct host_mem m = tr_access_now(t, i, 0);
     struct host_mem above = {R_RBP, INSN_NOREG, 1, 8};
+    emit_store_gs(&t->e, GS_SAVED(R_RSP), R_RSP); /* moved before the load, which may find that this is no address */
+    tr_note_map(t, i);
+    t->map[t->maps - 1].borrowed |= 1u << R_RSP;
     emit_lea(&t->e, R_RSP, above);
     emit_rm(&t->e, 0x8b, R_RBP, m);
 }
@@ -199,6 +205,7 @@ static void emit_ret(struct tr *t, unsigned i)
     const struct insn *in = &t->x[i].in;
     struct host_mem m = tr_access_now(t, i, 1u << R_RCX);
     unsigned target = tr_borrow(t, i, (uint16_t)(1u << R_RCX | 1u << m.index), false);
+    tr_note_map(t, i);
     emit_rm(&t->e, 0x8b, target, m);
     int32_t by = 8 + (in->ops ? (int32_t)(uint16_t)in->op[0].imm : 0);
     tr_move_rsp(t, by);
@@ -214,6 +221,7 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
         target = tr_borrow(
             t, i, (uint16_t)(1u << R_RCX | (m.index < 16 ? 1u << m.index : 0) | (m.base < 16 ? 1u << m.base : 0)),
             false);
+        tr_note_map(t, i);
         emit_rm(&t->e, 0x8b, target, m);
     } else {
         target = tr_borrow(t, i, 1u << R_RCX, false);
