@@ -69,7 +69,8 @@ def value(text):
 
 
 def command_line(options, checkout, directory):
-    words = ["console=ttyS0 loglevel=4 panic=-1 tsc=reliable random.trust_cpu=on mitigations=off",
+    # Without no_timer_check and nowatchdog a kernel that gets no CPU for a while takes that for broken hardware.
+    words = ["console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check nowatchdog random.trust_cpu=on mitigations=off",
              f"lab.checkout={escape(checkout)} lab.session={escape(directory)}",
              f"lab.kvm={0 if options.no_kvm else 1} lab.npt={options.npt} lab.nested={options.nested}"]
     size, count = huge(options.hugepages)

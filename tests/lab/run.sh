@@ -1,7 +1,7 @@
 #!/bin/bash
 # The lab's tests: first lab/run itself, then every script of tests/lab/box/ inside a box.
 #
-# A script's lines near its start say what it needs: "# lab: OPTIONS" (of lab/run) and "# limit: SECONDS" (60). Scripts with the same
+# A script's lines near its start say what it needs: "# lab: OPTIONS" (of lab/run) and "# limit: SECONDS" (120). Scripts with the same
 # options share one box, one after the other. A script passes by exit status 0 and is skipped by 77, or
 # prints its own lines "PASS name", "FAIL name", "SKIP name". NACELLE_LAB_TESTS="NAME…" takes only these.
 cd "$(dirname "$0")/../.." || exit 1
@@ -18,8 +18,8 @@ for script in tests/lab/box/*.sh; do
     wanted "$name" || continue
     options=$(sed -n '1,12s/^# lab: *//p' "$script" | head -1)
     limit=$(sed -n '1,12s/^# limit: *//p' "$script" | head -1)
-    boxes[$options]+=" $name:${limit:-60}"
-    limits[$options]=$((${limits[$options]:-60} + ${limit:-60}))
+    boxes[$options]+=" $name:${limit:-120}"
+    limits[$options]=$((${limits[$options]:-240} + ${limit:-120}))
 done
 for options in "${!boxes[@]}"; do
     # shellcheck disable=SC2086 # words on purpose

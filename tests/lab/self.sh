@@ -63,10 +63,10 @@ int main(void)
 }
 END
 "${CC:-gcc}" -O2 -static "$work/count.c" -o "$work/count" || exit
-LAB_TEST="two words" lab/run --count "$work/counts" --timeout 120 --env LAB_TEST "$work/talk" 'a b' "c'd" >"$work/out" &
+LAB_TEST="two words" lab/run --count "$work/counts" --timeout 400 --env LAB_TEST "$work/talk" 'a b' "c'd" >"$work/out" &
 pid=$!
 pids+=("$pid")
-check streams await 90 said 'heard?' "$work/out"
+check streams await 300 said 'heard?' "$work/out"
 touch "$work/go"
 wait $pid
 check status [ $? = 7 ]
@@ -81,10 +81,10 @@ check cleans-up nothing_left "$pid"
 check counts awk '$1 != "mark1" || $2 < 2000000 || $2 > 2000020 || $4 || $5 { bad = 1 } END { exit bad || NR != 2 }' "$work/counts"
 
 echo 'echo up; sleep 1000' >"$work/hang"
-lab/run --timeout 120 "$work/hang" >"$work/out" 2>&1 &
+lab/run --timeout 400 "$work/hang" >"$work/out" 2>&1 &
 pid=$!
 pids+=("$pid")
-await 90 said up "$work/out"
+await 300 said up "$work/out"
 box=$(box_of $pid)
 kill -TERM $pid
 wait $pid
@@ -100,19 +100,19 @@ check timeout-status [ $? = 124 ]
 check timeout-says said 'no end after 1 s' "$work/out"
 check timeout-cleans-up nothing_left "$pid"
 
-lab/run --timeout 60 sleep 1000 >"$work/out" 2>&1 &
+lab/run --timeout 300 sleep 1000 >"$work/out" 2>&1 &
 pid=$!
 pids+=("$pid")
-await 20 runs $pid
+await 60 runs $pid
 box=$(box_of $pid)
 kill -KILL $pid
-check killed-kills await 10 gone "${box:-$$}"
+check killed-kills await 30 gone "${box:-$$}"
 
 lab/run --memory lots true 2>"$work/out"
 check usage [ $? = 2 ]
 check usage-says said 'is no size' "$work/out"
 lab/run /nonexistent/script 2>"$work/out"
 check no-script-says said 'no script /nonexistent' "$work/out"
-lab/run --append 'panic=-1 lab.session=/nowhere' --timeout 60 true >"$work/out" 2>&1
+lab/run --append 'panic=-1 lab.session=/nowhere' --timeout 300 true >"$work/out" 2>&1
 check broken-box [ $? = 125 ]
 exit $failed

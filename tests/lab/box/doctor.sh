@@ -16,13 +16,18 @@ examine() {
     python3 -c 'import json,sys; [print(c["name"], c["state"]) for c in json.load(sys.stdin)["checks"]]' <$report >$report.states
 }
 state() { sed -n "s/^$1 //p" $report.states; }
-examine "$nacelle" || exit
+# KVM's speed is measured, and on a machine with other things to do the box gets no CPU now and then.
+for ((i = 0; i < 20; i++)); do
+    examine "$nacelle" || exit
+    [ "$(state kvm)" != ok ] || break
+    sleep 1
+done
 for name in cpu kvm nested-paging nested-kvm huge-pages-2m numa cgroup userfaultfd io_uring tun vhost-net; do
     check $name [ "$(state $name)" = ok ]
 done
 check iommu [ "$(state iommu)" = missing ]
 check engine grep -q '"engine":.*"kvm"' $report
-check words grep -q '^kvm  *ok ' <("$nacelle" doctor)
+check words grep -q '^numa  *ok  *2 nodes' <("$nacelle" doctor)
 modprobe -r kvm-amd
 examine "$nacelle"
 check without-kvm [ "$(state kvm) $(state nested-paging)" = "missing missing" ]
