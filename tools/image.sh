@@ -69,7 +69,9 @@ echo nacelle-guest >"\$root/etc/hostname"
 printf '127.0.0.1 localhost nacelle-guest\n' >"\$root/etc/hosts"
 echo 'LABEL=nacelle / ext4 errors=remount-ro 0 1' >"\$root/etc/fstab"
 echo 'nameserver 10.0.2.3' >"\$root/etc/resolv.conf"
-mkdir -p "\$root/etc/systemd/network" "\$root/root/.ssh"
+mkdir -p "\$root/etc/systemd/network" "\$root/etc/systemd/system.conf.d" "\$root/root/.ssh"
+# Hosts of tests may be slow: a minute and a half is then not enough for a device to show up.
+printf '[Manager]\nDefaultTimeoutStartSec=15min\n' >"\$root/etc/systemd/system.conf.d/slow-host.conf"
 printf '[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\n' >"\$root/etc/systemd/network/80-dhcp.network"
 chroot "\$root" systemctl -q enable systemd-networkd.service
 chroot "\$root" systemctl -q disable systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer
@@ -89,6 +91,7 @@ exclude=()
 for path in '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' '/usr/share/info/*' '/usr/share/lintian/*' \
     '/lib/modules/*/kernel/sound/*' '/lib/modules/*/kernel/drivers/'{gpu,media,infiniband,iio,staging,usb,hid,hwmon,isdn}'/*' \
     '/lib/modules/*/kernel/drivers/net/'{wireless,can,usb,fddi,hamradio}'/*' \
+    '/lib/modules/*/kernel/net/'{wireless,mac80211,bluetooth}'/*' \
     '/usr/lib/x86_64-linux-gnu/perl/*' '/lib/systemd/boot/*'; do
     exclude+=(--dpkgopt="path-exclude=$path")
 done

@@ -86,6 +86,7 @@ int block_open_driver(struct block *b, const struct block_config *cfg, struct ne
     bool nbd = is_nbd(cfg->path);
     if (!format && nbd) format = "raw";
     if (!format) {
+        format = "raw";
         int r = probe_file(cfg->path, &format, e);
         if (r) return r;
         b->file.guessed = strcmp(format, "raw") == 0;
