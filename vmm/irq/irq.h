@@ -25,7 +25,8 @@ struct irqchip_host {
 int irqchip_create(unsigned vcpus, struct event_loop *loop, const struct irqchip_host *host, struct irqchip **out,
                    struct nerr *e);
 void irqchip_destroy(struct irqchip *c);
-/* From now on the engine's own controllers do the work, if it has any. Once, before irqchip_attach() and anything that follows. */
+/* From now on the engine's own controllers do the work, if it has any. Before irqchip_attach() and anything that follows; again only
+ * when attached with an engine that had none, while no vCPU runs, and to be followed by setting all state. */
 void irqchip_use_engine(struct irqchip *c, const struct engine_ops *ops, struct engine *g);
 int irqchip_attach(struct irqchip *c, struct bus *b, struct nerr *e); /* PIC ports, IOAPIC at 0xfec00000, LAPIC MMIO */
 /* LAPIC MMIO (0xfee00000) needs to know which vCPU accesses it: the vCPU's thread says so once. */

@@ -121,7 +121,7 @@ static uint64_t lapic_window_read(void *dev, uint64_t off, unsigned size)
     struct irqchip *c = dev;
     uint32_t reg;
     struct lapic *l = lapic_at(c, off, &reg);
-    if (!l) return ~0ull;
+    if (!l || c->inside) return ~0ull; /* the engine's own is switched off, or it would have answered */
     if ((reg & 0xf) + size > 4 && size <= 4) return 0;
     struct irq_kick k = {0};
     uint64_t v = lapic_mmio_read(l, reg & 0xff0, &k) >> ((reg & 3) * 8);
@@ -134,7 +134,7 @@ static void lapic_window_write(void *dev, uint64_t off, unsigned size, uint64_t 
     struct irqchip *c = dev;
     uint32_t reg;
     struct lapic *l = lapic_at(c, off, &reg);
-    if (!l || reg & 0xf || size < 4) return;
+    if (!l || c->inside || reg & 0xf || size < 4) return;
     struct irq_kick k = {0};
     lapic_mmio_write(l, reg, (uint32_t)value, &k);
     irq_kick_run(c, &k);
@@ -146,11 +146,13 @@ void irqchip_use_engine(struct irqchip *c, const struct engine_ops *ops, struct 
 {
     c->inside = ops->irq;
     c->engine = g;
+    if (!c->inside) return;
+    ioapic_reset(&c->ioapic); /* those here rest, without a timer running */
+    for (unsigned i = 0; i < c->vcpus; i++) lapic_power_on(&c->lapic[i]);
 }
 
 int irqchip_attach(struct irqchip *c, struct bus *b, struct nerr *e)
 {
-    if (c->inside) return 0; /* their registers never reach the bus */
     int r = pic_attach(&c->pic, b, e);
     if (!r) r = ioapic_attach(&c->ioapic, b, e);
     if (!r) r = bus_add(b, BUS_MMIO, LAPIC_WINDOW_BASE, LAPIC_WINDOW_SIZE, &lapic_window, c, "lapic", e);

@@ -201,6 +201,8 @@ void lapic_timer_restore(struct lapic *l, const struct lapic_timer_state *s)
     l->divide = s->divide & 0xb;
     l->initial = s->initial;
     uint32_t left = s->current < s->initial ? s->current : s->initial;
+    if (!left && mode(l) == LVT_TIMER_PERIODIC)
+        left = s->initial; /* caught at its end: a periodic timer never rests there */
     l->counting = left != 0 && mode(l) != LVT_TIMER_DEADLINE;
     uint64_t done = l->counting ? clock_muldiv(period_ns(l), l->initial - left, l->initial) : 0;
     l->start = done < now ? now - done : 0;

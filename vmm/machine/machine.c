@@ -331,6 +331,30 @@ void machine_reset(struct machine *m)
     if (first) kick_all(m);
 }
 
+int machine_park(struct machine *m, struct nerr *e)
+{
+    pthread_mutex_lock(&m->lock);
+    bool busy = m->reset_pending || m->stopped || atomic_load(&m->state) != MACHINE_RUNNING;
+    if (!busy) atomic_store(&m->want, WANT_PARK);
+    pthread_mutex_unlock(&m->lock);
+    if (busy) return nerr_set(e, -EBUSY, "the machine is being reset or stopped");
+    kick_all(m);
+    pthread_mutex_lock(&m->lock);
+    while (m->parked < m->cpus && !m->stopped) pthread_cond_wait(&m->changed, &m->lock);
+    busy = m->stopped;
+    pthread_mutex_unlock(&m->lock);
+    return busy ? nerr_set(e, -EBUSY, "the machine is being stopped") : 0;
+}
+
+/* A reset that was asked for meanwhile finds the vCPUs parked, as it needs them. */
+void machine_unpark(struct machine *m)
+{
+    pthread_mutex_lock(&m->lock);
+    if (!m->reset_pending && !m->stopped) atomic_store(&m->want, WANT_RUN);
+    pthread_cond_broadcast(&m->changed);
+    pthread_mutex_unlock(&m->lock);
+}
+
 /* ---- the run ---- */
 
 /* What the guest wrote last must reach the console, but a console that takes nothing must not hold us for ever. */

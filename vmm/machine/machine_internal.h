@@ -103,6 +103,14 @@ static inline bool machine_waits_for_sipi(const struct machine *m, unsigned vcpu
 /* machine.c: a vCPU parked. Called with the lock held. */
 void machine_reset_if_parked(struct machine *m);
 
+/* Parks all vCPUs, each between two instructions, so that their state is whole. On the loop's thread. -EBUSY: the machine is being reset or stopped. */
+int machine_park(struct machine *m, struct nerr *e);
+void machine_unpark(struct machine *m);
+
+/* move.c: goes on with another engine; when that fails, with the old one. On the loop's thread. Eventfds given to the old engine are not
+ * carried over, and devices with threads of their own must be idle. */
+int machine_change_engine(struct machine *m, const struct engine_ops *ops, struct nerr *e);
+
 /* vcpu.c */
 int machine_vcpus_start(struct machine *m, struct nerr *e);
 /* Joins all threads; false when one did not stop in time (an engine that ignores kicks). */

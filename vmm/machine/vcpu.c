@@ -222,12 +222,25 @@ static void dispatch(struct machine_vcpu *v)
     }
 }
 
-/* Waits while the machine is being reset. False: the run is over. */
+/* An instruction that asked for I/O is completed by the next run(), perhaps with more I/O. */
+static void finish_instruction(struct machine_vcpu *v)
+{
+    while (v->exit.kind == VCPU_EXIT_IO || v->exit.kind == VCPU_EXIT_MMIO) {
+        v->machine->ops->kick(v->engine_vcpu);
+        v->machine->ops->run(v->engine_vcpu, &v->exit);
+        dispatch(v);
+    }
+}
+
+/* Waits while the machine is being reset or moved. False: the run is over. */
 static bool park(struct machine_vcpu *v)
 {
     struct machine *m = v->machine;
+    finish_instruction(v);
+    if (atomic_load(&v->signals)) take_signals(v);
     pthread_mutex_lock(&m->lock);
     m->parked++;
+    pthread_cond_broadcast(&m->changed);
     machine_reset_if_parked(m);
     while (atomic_load(&m->want) == WANT_PARK) pthread_cond_wait(&m->changed, &m->lock);
     m->parked--;

@@ -65,7 +65,7 @@ static bool listed(uint32_t index)
     static const struct {
         uint32_t first, last;
     } others[] = {
-        {0x10, 0x10},             /* TSC */
+        {0x10, 0x12},             /* TSC; the paravirtual clock's old numbers */
         {0x1b, 0x1b},             /* APIC base */
         {0x3a, 0x3a},             /* feature control */
         {0x34, 0x34},             /* SMI count */
@@ -83,6 +83,7 @@ static bool listed(uint32_t index)
         {0x6e0, 0x6e0},           /* TSC deadline */
         {0x800, 0x8ff},           /* x2APIC */
         {0x40000000, 0x4000ffff}, /* Hyper-V */
+        {0x4b564d00, 0x4b564d00}, /* paravirtual wall clock: a write makes KVM write it to memory, once */
         {0xc0000080, 0xc0000084}, /* EFER, STAR, LSTAR, CSTAR, SFMASK */
         {0xc0000100, 0xc0000103}, /* FS, GS, kernel GS base, TSC_AUX */
         {0xc0000104, 0xc0000104}, /* TSC ratio */

@@ -24,7 +24,7 @@ static void on_signal(int n)
 
 int kvm_signals_init(struct nerr *e)
 {
-    struct sigaction a = {.sa_handler = on_signal};
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK};
     if (sigaction(KVM_KICK_SIGNAL, &a, NULL))
         return nerr_set(e, -errno, "the kvm engine's signal %d cannot be set up: %s", KVM_KICK_SIGNAL, strerror(errno));
     return 0;
