@@ -8,6 +8,7 @@
 
 #include "cli/cli.h"
 #include "cli/console.h"
+#include "cli/option_console.h"
 #include "cli/option_disk.h"
 #include "cli/option_net.h"
 #include "common/log.h"
@@ -18,13 +19,14 @@
 struct run_options {
     struct machine_config machine;
     struct cli_disks disks;
+    struct cli_consoles consoles;
     struct cli_nics nics;
     const char *engine;
     bool stats;
     const char *stats_json; /* file, or NULL for the table */
 };
 
-enum { OPT_ENGINE = 256, OPT_NO_REBOOT, OPT_DEBUG_EXIT, OPT_STATS, OPT_NAME };
+enum { OPT_ENGINE = 256, OPT_NO_REBOOT, OPT_DEBUG_EXIT, OPT_STATS, OPT_NAME, OPT_CONSOLE, OPT_VSOCK };
 
 static const struct option options[] = {
     {"kernel", required_argument, NULL, 'k'},
@@ -39,6 +41,8 @@ static const struct option options[] = {
     {"debug-exit", required_argument, NULL, OPT_DEBUG_EXIT},
     {"stats", optional_argument, NULL, OPT_STATS},
     {"name", required_argument, NULL, OPT_NAME},
+    {"console", required_argument, NULL, OPT_CONSOLE},
+    {"vsock", required_argument, NULL, OPT_VSOCK},
     {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
@@ -57,6 +61,7 @@ static void run_help(FILE *out)
           out);
     fputs(cli_disk_help, out);
     fputs(cli_net_help, out);
+    fputs(cli_console_help, out);
     fputs("      --engine NAME      auto, kvm or soft (default auto)\n"
           "      --no-reboot        end instead of resetting\n"
           "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
@@ -115,6 +120,8 @@ static int set_option(struct run_options *o, int opt, char **argv, struct nerr *
         break;
     case OPT_STATS: r = set_stats(o, optarg, e); break;
     case OPT_NAME: o->machine.name = optarg; break;
+    case OPT_CONSOLE: r = cli_console_add(&o->consoles, optarg, e); break;
+    case OPT_VSOCK: r = cli_vsock_set(&o->consoles, &o->machine.vsock, optarg, e); break;
     case 'h': return 1;
     default: return bad_option(opt, argv, e);
     }
@@ -185,6 +192,8 @@ static int run_machine(struct run_options *o)
         o->machine.console = (struct machine_console){.ctx = con, .output = console_output, .room = console_room};
         o->machine.disks = o->disks.disk;
         o->machine.ndisks = o->disks.disks;
+        o->machine.ports = o->consoles.port;
+        o->machine.nports = o->consoles.ports;
         o->machine.nics = o->nics.nic;
         o->machine.nnics = o->nics.n;
         r = machine_create(&o->machine, &m, &e);
@@ -218,6 +227,7 @@ static int run_verb(int argc, char **argv)
         status = run_machine(&o);
     }
     cli_disks_free(&o.disks);
+    cli_consoles_free(&o.consoles);
     cli_nics_free(&o.nics);
     return status;
 }

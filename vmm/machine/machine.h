@@ -13,6 +13,7 @@
 
 #include "common/error.h"
 #include "vmm/backend/block.h"
+#include "vmm/backend/char.h"
 #include "vmm/backend/net.h"
 #include "vmm/engine/engine.h"
 
@@ -69,6 +70,18 @@ struct machine_nic {
     uint8_t mac[6];  /* all zeros: made of the machine's name and the NIC's number */
 };
 
+#define MACHINE_MAX_PORTS 8
+struct machine_port { /* a virtio console */
+    enum char_kind kind;
+    const char *path; /* see struct char_config */
+    char id[32];
+};
+
+struct machine_vsock {
+    uint64_t cid;     /* 3 to 2^32 - 2 */
+    const char *path; /* NULL: none */
+};
+
 /* All strings are copied or used during machine_create() only, `name` excepted, which must outlive the machine. */
 struct machine_config {
     const char *name;   /* for messages and statistics; may be NULL */
@@ -85,6 +98,9 @@ struct machine_config {
     unsigned ndisks;                  /* 0..MACHINE_MAX_DISKS */
     const struct machine_nic *nics;   /* copied */
     unsigned nnics;                   /* 0..MACHINE_MAX_NICS */
+    const struct machine_port *ports; /* copied */
+    unsigned nports;                  /* 0..MACHINE_MAX_PORTS */
+    struct machine_vsock vsock;
 };
 
 /* Checks the configuration, loads the kernel, then creates everything. A failure leaves nothing behind. */

@@ -96,6 +96,41 @@ static int add_ahci(struct machine *m, const struct machine_config *c, struct ne
     return r;
 }
 
+static void destroy_port(void *dev)
+{
+    virtio_console_destroy(dev);
+}
+
+static int add_ports(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    int r = 0;
+    for (unsigned i = 0; i < c->nports && !r; i++) {
+        struct virtio_console *d;
+        struct machine_device *slot = machine_device_add(m, c->ports[i].id, NULL, destroy_port);
+        struct virtio_console_options o = {
+            .name = slot->id, .loop = m->loop, .kind = c->ports[i].kind, .path = c->ports[i].path};
+        r = virtio_console_create(m->pci, -1, &o, &d, e);
+        if (!r) slot->dev = d;
+    }
+    return r;
+}
+
+static void destroy_vsock(void *dev)
+{
+    virtio_vsock_destroy(dev);
+}
+
+static int add_vsock(struct machine *m, const struct machine_config *c, struct nerr *e)
+{
+    if (!c->vsock.path) return 0;
+    struct virtio_vsock *d;
+    struct machine_device *slot = machine_device_add(m, "vsock0", NULL, destroy_vsock);
+    struct virtio_vsock_options o = {.name = slot->id, .loop = m->loop, .cid = c->vsock.cid, .path = c->vsock.path};
+    int r = virtio_vsock_create(m->pci, -1, &o, &d, e);
+    if (!r) slot->dev = d;
+    return r;
+}
+
 static void destroy_rng(void *dev)
 {
     virtio_rng_destroy(dev);
@@ -115,7 +150,7 @@ static int add_rng(struct machine *m, const struct machine_config *c, struct ner
 
 /* In the order of their slots. */
 static int (*const kinds[])(struct machine *m, const struct machine_config *c,
-                            struct nerr *e) = {machine_nics_create, add_disks, add_ahci, add_rng};
+                            struct nerr *e) = {machine_nics_create, add_disks, add_ahci, add_ports, add_vsock, add_rng};
 
 int machine_devices_create(struct machine *m, const struct machine_config *c, struct nerr *e)
 {
@@ -123,6 +158,9 @@ int machine_devices_create(struct machine *m, const struct machine_config *c, st
         return nerr_set(e, -EINVAL, "--disk: %u disks are not possible; give at most %d", c->ndisks, MACHINE_MAX_DISKS);
     if (c->nnics > MACHINE_MAX_NICS)
         return nerr_set(e, -EINVAL, "--net: %u NICs are not possible; give at most %d", c->nnics, MACHINE_MAX_NICS);
+    if (c->nports > MACHINE_MAX_PORTS)
+        return nerr_set(e, -EINVAL, "--console: %u consoles are not possible; give at most %d", c->nports,
+                        MACHINE_MAX_PORTS);
     int r = 0;
     for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]) && !r; i++) r = kinds[i](m, c, e);
     return r;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "vmm/backend/char.h"
 
 struct block;
 struct event_loop;
@@ -39,5 +40,31 @@ struct virtio_rng_config {
 int virtio_rng_create(struct pci_bus *b, int slot, const struct virtio_rng_config *cfg, struct virtio_rng **out,
                       struct nerr *e);
 void virtio_rng_destroy(struct virtio_rng *d);
+
+/* ---- console ---- */
+struct virtio_console;
+
+struct virtio_console_options {
+    const char *name;
+    struct event_loop *loop;
+    enum char_kind kind;
+    const char *path; /* see struct char_config */
+};
+int virtio_console_create(struct pci_bus *b, int slot, const struct virtio_console_options *cfg,
+                          struct virtio_console **out, struct nerr *e);
+void virtio_console_destroy(struct virtio_console *d);
+
+/* ---- sockets between guest and host ---- */
+struct virtio_vsock;
+
+struct virtio_vsock_options {
+    const char *name;
+    struct event_loop *loop;
+    uint64_t cid;     /* the guest's address: 3 to 2^32 - 2 */
+    const char *path; /* the host's socket, and the start of the names of those that the guest connects to; copied */
+};
+int virtio_vsock_create(struct pci_bus *b, int slot, const struct virtio_vsock_options *cfg, struct virtio_vsock **out,
+                        struct nerr *e);
+void virtio_vsock_destroy(struct virtio_vsock *d);
 
 #endif
