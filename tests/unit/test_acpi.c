@@ -14,6 +14,7 @@
 #include "vmm/platform/platform.h"
 
 static uint8_t area[ACPI_AREA_SIZE];
+static struct pci_layout pci;
 
 static uint32_t u32(const uint8_t *p)
 {
@@ -49,7 +50,8 @@ static const uint8_t *find(const char *signature)
 static void build(unsigned vcpus)
 {
     struct nerr e;
-    struct acpi_config cfg = {.vcpus = vcpus};
+    pci_layout_init(&pci, (uint64_t)vcpus << 30, 0);
+    struct acpi_config cfg = {.vcpus = vcpus, .pci = &pci};
     memset(area, 0xee, sizeof area);
     assert_true(acpi_build_buffer(&cfg, area, sizeof area, &e) > 0);
 }
@@ -65,8 +67,8 @@ static void test_links_and_checksums(void **state)
     assert_memory_equal(xsdt, "XSDT", 4);
     assert_memory_equal(rsdt, "RSDT", 4);
     assert_int_equal(u32(xsdt + 36), u32(rsdt + 36));
-    static const char *const names[] = {"FACP", "APIC", "DSDT"};
-    for (unsigned i = 0; i < 3; i++) {
+    static const char *const names[] = {"FACP", "APIC", "DSDT", "MCFG"};
+    for (unsigned i = 0; i < 4; i++) {
         const uint8_t *t = find(names[i]);
         assert_non_null(t);
         assert_int_equal(sum(t, u32(t + 4)), 0);
@@ -78,6 +80,23 @@ static void test_links_and_checksums(void **state)
     assert_int_equal(u32(facp + 36) % 64, 0);
     assert_int_equal(facp[109] & 2, 0); /* no 8042: kernels do not probe for one */
     assert_int_equal(u32(facp + 76), PLATFORM_PM_BASE + 8);
+}
+
+static void test_mcfg(void **state)
+{
+    (void)state;
+    build(1);
+    const uint8_t *m = find("MCFG");
+    assert_int_equal(u32(m + 4), 60);
+    assert_int_equal(u32(m + 44), pci.ecam_base);
+    assert_int_equal(u32(m + 48), 0);
+    assert_int_equal(m[54], 0); /* first bus */
+    assert_int_equal((m[55] + 1) << 20, pci.ecam_size);
+    /* A machine without a bus has no such table. */
+    struct nerr e;
+    struct acpi_config none = {.vcpus = 1};
+    assert_true(acpi_build_buffer(&none, area, sizeof area, &e) > 0);
+    assert_null(find("MCFG"));
 }
 
 static void test_madt(void **state)
@@ -127,7 +146,7 @@ static void test_iasl(void **state)
 {
     (void)state;
     static char text[65536];
-    char dir[] = "/tmp/nacelle-acpi-XXXXXX", command[400];
+    char dir[] = "/tmp/nacelle-acpi-XXXXXX", command[400], want[64];
     assert_non_null(mkdtemp(dir));
     static const unsigned counts[] = {1, 4, 64};
     for (unsigned i = 0; i < 3; i++) {
@@ -135,15 +154,18 @@ static void test_iasl(void **state)
         save(dir, "dsdt.dat", find("DSDT"));
         save(dir, "facp.dat", find("FACP"));
         save(dir, "apic.dat", find("APIC"));
+        save(dir, "mcfg.dat", find("MCFG"));
         save(dir, "facs.dat", at(u32(find("FACP") + 36)));
         assert_int_equal(
-            run(dir, "rm -f *.dsl && iasl -d dsdt.dat && iasl -d facp.dat && iasl -d apic.dat && iasl -d facs.dat",
+            run(dir,
+                "rm -f *.dsl && iasl -d dsdt.dat && iasl -d facp.dat && iasl -d apic.dat && iasl -d facs.dat && iasl -d mcfg.dat",
                 text, sizeof text),
             0);
         assert_null(strstr(text, "Error"));
         assert_null(strstr(text, "Invalid"));
         assert_null(strstr(text, "ncorrect checksum"));
-        assert_int_equal(run(dir, "iasl -ve dsdt.dsl && iasl facp.dsl && iasl apic.dsl", text, sizeof text), 0);
+        assert_int_equal(
+            run(dir, "iasl -ve dsdt.dsl && iasl facp.dsl && iasl apic.dsl && iasl mcfg.dsl", text, sizeof text), 0);
         assert_non_null(strstr(text, "0 Errors"));
         /* The disassembler understood what was meant, and the compiler makes the same size of table of it. */
         assert_int_equal(run(dir, "cat dsdt.dsl", text, sizeof text), 0);
@@ -151,6 +173,21 @@ static void test_iasl(void **state)
         assert_non_null(strstr(text, "IRQNoFlags ()"));
         assert_non_null(strstr(text, "0x03F8"));
         assert_non_null(strstr(text, "\\_S5"));
+        /* The bridge: what is passed on, 32 slots of four pins, and _OSC as a method with names and branches. */
+        assert_non_null(strstr(text, "Device (PCI0)"));
+        assert_non_null(strstr(text, "EisaId (\"PNP0A08\")"));
+        assert_non_null(strstr(text, "WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode"));
+        assert_non_null(strstr(text, "WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange"));
+        assert_non_null(
+            strstr(text, "DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite"));
+        assert_non_null(
+            strstr(text, "QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, Prefetchable, ReadWrite"));
+        assert_non_null(strstr(text, "Memory32Fixed (ReadWrite"));
+        assert_non_null(strstr(text, "33db4d5b-1ff7-401c-9657-7441c03dd766"));
+        snprintf(want, sizeof want, "0x%016llX, // Range Minimum", (unsigned long long)pci.mem64_base);
+        assert_non_null(strstr(text, want));
+        assert_int_equal(run(dir, "grep -c 0x001FFFFF dsdt.dsl", text, sizeof text), 0);
+        assert_int_equal(atoi(text), 4);
         snprintf(command, sizeof command, "grep -c ACPI0007 dsdt.dsl");
         assert_int_equal(run(dir, command, text, sizeof text), 0);
         assert_int_equal(atoi(text), counts[i]);
@@ -163,7 +200,7 @@ static void test_too_small(void **state)
 {
     (void)state;
     struct nerr e;
-    struct acpi_config cfg = {.vcpus = 8};
+    struct acpi_config cfg = {.vcpus = 8, .pci = &pci};
     size_t need = acpi_build_buffer(&cfg, area, sizeof area, &e);
     assert_true(need > 0);
     for (size_t room = 0; room < need; room += 7) {
@@ -202,8 +239,12 @@ static void test_aml(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_links_and_checksums), cmocka_unit_test(test_madt), cmocka_unit_test(test_iasl),
-        cmocka_unit_test(test_too_small),           cmocka_unit_test(test_aml),
+        cmocka_unit_test(test_links_and_checksums),
+        cmocka_unit_test(test_mcfg),
+        cmocka_unit_test(test_madt),
+        cmocka_unit_test(test_iasl),
+        cmocka_unit_test(test_too_small),
+        cmocka_unit_test(test_aml),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

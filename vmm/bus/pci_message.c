@@ -186,8 +186,10 @@ void pci_message_reset(struct pci_function *f)
     pthread_mutex_lock(&f->message_lock);
     f->msi_pending = false;
     memset(f->pba, 0, sizeof f->pba);
-    if (f->table) memset(f->table, 0, table_size(f->d.msix_vectors));
-    for (unsigned i = 0; i < f->d.msix_vectors; i++) f->table[i * MSIX_ENTRY + 12] = MSIX_MASKED;
+    if (f->table) {
+        memset(f->table, 0, table_size(f->d.msix_vectors));
+        for (unsigned i = 0; i < f->d.msix_vectors; i++) f->table[i * MSIX_ENTRY + 12] = MSIX_MASKED;
+    }
     pthread_mutex_unlock(&f->message_lock);
     pci_message_update(f);
 }
