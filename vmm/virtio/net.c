@@ -481,7 +481,7 @@ static void on_reset(void *dev)
 }
 
 static const struct virtio_ops ops = {
-    .kind = "net",
+    .kind = "virtio-net",
     .id = VIRTIO_ID_NET,
     .class_code = PCI_CLASS_ETHERNET,
     .activate = on_activate,
