@@ -239,10 +239,10 @@ void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len)
 
 /* ---- flushes ---- */
 
-/* Can code at `rip` depend on how the page of `a` is mapped? Its first instruction may run into the next page. */
+/* Can a block at `rip` depend on how the page of `a` is mapped? It may go on in the page after its own. */
 static bool touches_page(uint64_t rip, uint64_t a)
 {
-    return !((rip ^ a) & PAGE_MASK) || !(((rip + 15) ^ a) & PAGE_MASK);
+    return (a >> PAGE_SHIFT) - (rip >> PAGE_SHIFT) <= 1;
 }
 
 static void clear_jumps(struct soft_cpu *cpu, unsigned list, bool page, uint64_t a)
@@ -427,18 +427,17 @@ static bool second_page_same(struct soft_cpu *cpu, const struct block *b)
     return false;
 }
 
-/* An instruction that runs from `page` into the next one. */
-static struct block *translate_across(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page, uint32_t mode)
+/* A block that begins near the end of its page may go on in the next, so that a loop across the border is as fast as others. */
+#define NEAR_END 128u
+
+static bool next_page(struct soft_cpu *cpu, uint64_t rip, struct code_page *next)
 {
-    struct code_page next;
-    if ((rip & ~PAGE_MASK) <= PAGE_SIZE - 15) return NULL;
-    if (soft_code_page(cpu, (rip | ~PAGE_MASK) + 1, &next) != SOFT_OK) {
-        cpu->exc.pending = false; /* stepping will raise it */
-        return NULL;
+    if ((rip & ~PAGE_MASK) < PAGE_SIZE - NEAR_END) return false;
+    if (soft_code_page(cpu, (rip | ~PAGE_MASK) + 1, next) != SOFT_OK) {
+        cpu->exc.pending = false; /* stepping will raise it, when execution gets there */
+        return false;
     }
-    if (!next.host) return NULL;
-    claim_page(cpu, next.gpa);
-    return soft_translate(cpu, rip, page, &next, mode);
+    return next->host != NULL;
 }
 
 /* 64-bit code only. NULL with *res SOFT_OK: this place must be stepped. */
@@ -463,9 +462,11 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
     }
     soft_fpu_park(cpu);
     if (soft_cache_low(p)) soft_cache_flush(cpu);
+    struct code_page next;
+    bool two = next_page(cpu, rip, &next);
     claim_page(cpu, page.gpa);
-    struct block *b = soft_translate(cpu, rip, &page, NULL, mode);
-    if (!b) b = translate_across(cpu, rip, &page, mode);
+    if (two) claim_page(cpu, next.gpa);
+    struct block *b = soft_translate(cpu, rip, &page, two ? &next : NULL, mode);
     if (!b) return NULL;
     cpu->stat[ST_BLOCKS]++;
     insert(cpu, b);

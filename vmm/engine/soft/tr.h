@@ -6,7 +6,7 @@
 #include "vmm/engine/soft/xlat.h"
 
 #define MAX_GROUPS 32
-#define MAX_COLD 192
+#define MAX_COLD 320
 #define NO_GROUP 0xff
 #define NO_REG 0xff
 

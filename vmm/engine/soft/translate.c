@@ -483,38 +483,28 @@ static void lone_sti(struct tr *t)
     if (t->n && tr_is_sti(&t->x[t->n - 1])) t->x[t->n - 1].kind = XK_SPECIAL;
 }
 
-/* The one instruction at the end of a page that goes on in the next. */
-static bool gather_across(struct tr *t, uint64_t rip, const uint8_t *page, const uint8_t *next)
+/* Up to 15 bytes at offset `off` from the start of the first page. Copied: another vCPU may write them meanwhile. */
+static unsigned copy_code(const struct code_page *page, const struct code_page *next, unsigned off, uint8_t bytes[15])
 {
-    unsigned off = rip & (PAGE_SIZE - 1), first = (unsigned)PAGE_SIZE - off;
-    uint8_t bytes[15];
-    if (first >= 15) return false;
-    memcpy(bytes, page + off, first);
-    memcpy(bytes + first, next, 15 - first);
-    if (soft_decode(bytes, 15, 8, rip, &t->x[0]) < 0) return false;
-    if (t->x[0].in.len <= first) return false;
-    adapt(t, &t->x[0]);
-    t->n = 1;
-    t->next_rip = rip + t->x[0].in.len;
-    lone_sti(t);
-    return true;
+    unsigned end = (unsigned)PAGE_SIZE * (next ? 2 : 1), n = end - off < 15 ? end - off : 15;
+    for (unsigned i = 0; i < n; i++) {
+        unsigned at = off + i;
+        bytes[i] = at < PAGE_SIZE ? page->host[at] : next->host[at - PAGE_SIZE];
+    }
+    return n;
 }
 
-/* Decodes up to the end of the block; false when not even one instruction is whole in this page. */
-static bool gather(struct tr *t, uint64_t rip, const uint8_t *page)
+/* Decodes up to the end of the block or of the page(s); false when not even one instruction is whole there. */
+static bool gather(struct tr *t, uint64_t rip, const struct code_page *page, const struct code_page *next)
 {
-    uint64_t at = rip;
+    uint64_t start = rip & PAGE_MASK, end = PAGE_SIZE * (next ? 2 : 1), at = rip;
     t->n = 0;
-    while (t->n < BLOCK_MAX_INSNS - 1) {
-        unsigned off = at & (PAGE_SIZE - 1);
-        unsigned avail = (unsigned)(PAGE_SIZE - off);
+    while (t->n < BLOCK_MAX_INSNS - 1 && at - start < end) {
         struct xinsn *x = &t->x[t->n];
-        /* copied first: another vCPU may write the page meanwhile */
         uint8_t bytes[15];
-        unsigned n = avail < 15 ? avail : 15;
-        memcpy(bytes, page + off, n);
+        unsigned n = copy_code(page, next, (unsigned)(at - start), bytes);
         int r = soft_decode(bytes, n, 8, at, x);
-        if (r == -1 && avail >= 15) {
+        if (r == -1 && n == 15) {
             mark_undefined(x, at);
         } else if (r < 0) {
             break;
@@ -522,7 +512,7 @@ static bool gather(struct tr *t, uint64_t rip, const uint8_t *page)
         adapt(t, x);
         t->n++;
         at += x->in.len;
-        if (ends_block(x, rip) || (at & (PAGE_SIZE - 1)) == 0 || ((at ^ rip) & PAGE_MASK)) break;
+        if (ends_block(x, rip)) break;
     }
     t->next_rip = at;
     lone_sti(t);
@@ -584,7 +574,8 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
     t->failed = false;
     t->borrowed = t->held = 0;
     t->colds = t->maps = 0;
-    if (next ? !gather_across(t, rip, page->host, next->host) : !gather(t, rip, page->host)) return NULL;
+    if (!gather(t, rip, page, next)) return NULL;
+    if (!((rip ^ (t->next_rip - 1)) & PAGE_MASK)) next = NULL; /* it ends before */
     tr_analyze(t);
     t->b_off = soft_meta_alloc(p, sizeof(struct block));
     if (!t->b_off) return NULL;

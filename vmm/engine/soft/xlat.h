@@ -183,7 +183,7 @@ enum soft_host_exit {
 };
 
 /* What other vCPUs ask of this one. Written under `lock`, emptied by the owner. */
-#define INBOX_SIZE 64
+#define INBOX_SIZE 512
 struct soft_inbox {
     _Atomic uint32_t lock;
     _Atomic uint64_t done; /* messages carried out since creation */
@@ -214,7 +214,7 @@ struct soft_private {
     uint32_t generation; /* bumped at each whole flush */
     uint32_t hash[1u << BLOCK_HASH_BITS];
     uint32_t page_hash[1u << BLOCK_HASH_BITS];  /* blocks by guest page */
-    uint32_t page2_hash[1u << BLOCK_HASH_BITS]; /* blocks of one instruction across a page border, by the second page */
+    uint32_t page2_hash[1u << BLOCK_HASH_BITS]; /* blocks across a page border, by the second page */
     uint32_t *order;                            /* the blocks as they lie in the code cache, for host faults */
     uint32_t ordered;
     uint64_t
@@ -319,9 +319,8 @@ struct code_page {
 enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct code_page *out);
 
 /* translate.c */
-/* Translates the code at rip (linear), bytes of its page at `page->host`. `next` is the page after it when the first instruction runs into
- * it (then the block is that instruction), else NULL. NULL when the caches are full or the first
- * instruction cannot be translated in a block (then step it). */
+/* Translates the code at rip (linear), bytes of its page at `page->host`. `next` is the page after it when the block may go on there, else
+ * NULL. NULL when the caches are full or the first instruction cannot be translated in a block (then step it). */
 struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct code_page *page,
                              const struct code_page *next, uint32_t mode);
 /* A thunk that runs one XK_COPY/XK_MEM instruction, its memory operand at the address in tmp[5]. 0 when full. */
