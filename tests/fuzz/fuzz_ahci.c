@@ -447,7 +447,7 @@ static void honest_case(void)
         if (fuzz_one_in(3) && disk[0].n) complete_one(&disk[0]);
         /* A line that is up says that there is something to do, and the other way round. */
         bool any = get(port_reg(0, 0x10)) & get(port_reg(0, 0x14));
-        fuzz_check(!any || rig->line[pci_gsi(SLOT, 0)]);
+        fuzz_check(!any || rig->line[pci_gsi(SLOT)]);
         if (fuzz_one_in(2)) honest_interrupt();
     }
     for (unsigned i = 0; i < 64; i++) {

@@ -109,7 +109,7 @@ static void check_lines(const struct fuzz_rig *r)
         uint32_t want = 0;
         for (unsigned s = 0; s < PCI_SLOTS; s++) {
             const struct pci_function *f = r->pci->function[s];
-            if (f && f->d.intx && pci_gsi(s, 0) == PCI_FIRST_GSI + g && f->intx_wish && !f->msi_on && !f->msix_on &&
+            if (f && f->d.intx && pci_gsi(s) == PCI_FIRST_GSI + g && f->intx_wish && !f->msi_on && !f->msix_on &&
                 !(f->command & COMMAND_INTX_OFF))
                 want |= 1u << s;
         }

@@ -231,7 +231,7 @@ static void test_intx(void **state)
     (void)state;
     struct pci_rig *r = pci_rig_new();
     struct toy *a = toy_new(r, 2), *b = toy_new(r, 2 + PCI_GSIS); /* the same line */
-    unsigned gsi = pci_gsi(2, 0);
+    unsigned gsi = pci_gsi(2);
     pci_intx_set(a->f, true);
     assert_true(r->line[gsi]);
     assert_int_equal(cfg_read(r, 2, CFG_STATUS, 2) & 8, 8);

@@ -123,7 +123,7 @@ static void intx_settle(struct pci_function *f)
     if (level == f->intx) return;
     f->intx = level;
     if (level) device_count(&f->stats.interrupts, 1);
-    unsigned gsi = pci_gsi(f->slot, 0);
+    unsigned gsi = pci_gsi(f->slot);
     uint32_t *holders = &b->asserting[gsi - PCI_FIRST_GSI], before = *holders;
     *holders = level ? before | 1u << f->slot : before & ~(1u << f->slot);
     if (!*holders == !before) return;

@@ -94,12 +94,12 @@ struct pci_layout {
 /* `taken_port`: a port outside of which the I/O window must lie (the debug-exit port), or 0. */
 void pci_layout_init(struct pci_layout *l, uint64_t ram_size, uint16_t taken_port);
 
-/* GSI of INTA# of a slot; pins INTB# to INTD# follow (as ACPI's _PRT says). */
+/* GSI of INTA#, the only pin that functions here have, of a slot (as ACPI's _PRT says). */
 #define PCI_FIRST_GSI 16
 #define PCI_GSIS 8
-static inline unsigned pci_gsi(unsigned slot, unsigned pin)
+static inline unsigned pci_gsi(unsigned slot)
 {
-    return PCI_FIRST_GSI + (slot + pin) % PCI_GSIS;
+    return PCI_FIRST_GSI + slot % PCI_GSIS;
 }
 
 /* For tests: takes interrupts in the irqchip's place. */

@@ -39,20 +39,20 @@ static void crs(struct aml *a, const struct pci_layout *p)
     aml_resources_end(a, r);
 }
 
-/* Wired straight to the IOAPIC, without link devices: each entry names address, pin, 0, GSI (ACPI 6.2.13). */
+/* Wired straight to the IOAPIC, without link devices: each entry names address, pin, 0, GSI (ACPI 6.2.13). Functions here have INTA# at
+ * most, and systems interpret all of this for each device that they enable, so there is nothing about other pins. */
 static void prt(struct aml *a)
 {
     aml_name(a, "_PRT");
-    size_t all = aml_package_begin(a, PCI_SLOTS * 4);
-    for (unsigned slot = 0; slot < PCI_SLOTS; slot++)
-        for (unsigned pin = 0; pin < 4; pin++) {
-            size_t one = aml_package_begin(a, 4);
-            aml_integer(a, slot << 16 | 0xffff);
-            aml_integer(a, pin);
-            aml_integer(a, 0);
-            aml_integer(a, pci_gsi(slot, pin));
-            aml_end(a, one);
-        }
+    size_t all = aml_package_begin(a, PCI_SLOTS);
+    for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
+        size_t one = aml_package_begin(a, 4);
+        aml_integer(a, slot << 16 | 0xffff);
+        aml_integer(a, 0);
+        aml_integer(a, 0);
+        aml_integer(a, pci_gsi(slot));
+        aml_end(a, one);
+    }
     aml_end(a, all);
 }
 
