@@ -123,6 +123,41 @@ static void windows(void)
     }
 }
 
+/* The task priority: raised, it holds an interrupt back that is sent before or after; lowered, it lets it through at once. */
+CODE(priority, "mov %rax, %cr8; sti; nop; nop; mov %cr8, %rdx; mov %rbx, %cr8; priority_end: nop; cli");
+CODE(
+    priority_send,
+    "mov %rax, %cr8; sti; movl $0x44048, (%rdi); mov %r8, %cr8; mov %cr8, %rdx; mov %rbx, %cr8; priority_send_end: nop; cli");
+LABEL(priority_end);
+LABEL(priority_send_end);
+
+static void priorities(void)
+{
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        pend(priority);
+        c.gpr[RAX] = 4, c.gpr[RBX] = i % 4;
+        CHECK_EQ(ctx_run(&c), 0x48);
+        CHECK_EQ(c.rip, priority_end);
+        CHECK_EQ(c.gpr[RDX], 4);
+        apic_eoi();
+        CHECK_EQ(apic_read(0x80), (i % 4) << 4);
+        ctx_kernel(&c, priority_send);
+        c.gpr[RDI] = LAPIC + 0x300;
+        c.gpr[RAX] = 5, c.gpr[R8] = 4 + i % 12, c.gpr[RBX] = 3;
+        CHECK_EQ(ctx_run(&c), 0x48);
+        CHECK_EQ(c.rip, priority_send_end);
+        CHECK_EQ(c.gpr[RDX], 4 + i % 12);
+        apic_eoi();
+        set_cr8(9);
+        CHECK_EQ(apic_read(0x80), 0x90);
+        apic_write(0x80, 0x25);
+        CHECK_EQ(cr8(), 2);
+        set_cr8(2);
+        CHECK_EQ(apic_read(0x80) >> 4, 2);
+        set_cr8(0);
+    }
+}
+
 static void gs_bases(void)
 {
     u64 *a = page_alloc(), *b = page_alloc();
@@ -466,6 +501,7 @@ int main(void)
     wrmsr(MSR_EFER, rdmsr(MSR_EFER) | 1);
     images();
     windows();
+    priorities();
     gs_bases();
     smap();
     refusals();

@@ -112,13 +112,28 @@ static enum soft_result write_cr4(struct soft_cpu *cpu, uint64_t v)
     return SOFT_OK;
 }
 
-/* ---- CR8: the local APIC's task priority ---- */
+/* ---- CR8: the local APIC's task priority ----
+ *
+ * Some kernels raise and lower it all the time. Raising it cannot make anything deliverable, so the APIC hears of that only when it is
+ * asked about something (soft_tell_cr8()); lowering it no further than what the APIC knows is no news to it either. */
+
+void soft_tell_cr8(struct soft_cpu *cpu)
+{
+    if (!cpu->cr8.known || cpu->cr8.now == cpu->cr8.told) return;
+    soft_fpu_park(cpu);
+    cpu->port->set_cr8(cpu->port->ctx, cpu->cr8.now);
+    cpu->cr8.told = cpu->cr8.now;
+}
 
 static enum soft_result write_cr8(struct soft_cpu *cpu, uint64_t v)
 {
     if (v & ~15ull) return sys_gp0(cpu);
+    cpu->cr8.now = (uint8_t)v;
+    if (cpu->cr8.known && v >= cpu->cr8.told) return SOFT_OK;
     soft_fpu_park(cpu);
     cpu->port->set_cr8(cpu->port->ctx, (uint8_t)v);
+    cpu->cr8.told = (uint8_t)v;
+    cpu->cr8.known = true;
     cpu->irq_waiting = 0; /* what was masked may be deliverable now: the run loop looks again */
     atomic_fetch_or_explicit(&cpu->exit_request, 1u, memory_order_relaxed);
     return SOFT_OK;
@@ -126,8 +141,12 @@ static enum soft_result write_cr8(struct soft_cpu *cpu, uint64_t v)
 
 static uint64_t read_cr8(struct soft_cpu *cpu)
 {
-    soft_fpu_park(cpu);
-    return cpu->port->get_cr8(cpu->port->ctx);
+    if (!cpu->cr8.known) {
+        soft_fpu_park(cpu);
+        cpu->cr8.now = cpu->cr8.told = cpu->port->get_cr8(cpu->port->ctx);
+        cpu->cr8.known = true;
+    }
+    return cpu->cr8.now;
 }
 
 static enum soft_result write_cr(struct soft_cpu *cpu, unsigned n, uint64_t v)

@@ -280,6 +280,7 @@ static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr
     cpu->cr2 = s->cr2;
     cpu->cr3 = s->cr3;
     cpu->cr4 = s->cr4;
+    cpu->cr8.known = false;
     if (cpu->port) cpu->port->set_cr8(cpu->port->ctx, (uint8_t)s->cr8);
     cpu->efer = s->efer;
     cpu->xcr0 = s->xcr0;

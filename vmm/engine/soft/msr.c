@@ -251,6 +251,8 @@ static bool is_apic(uint32_t n)
 
 static bool write_apic(struct soft_cpu *cpu, uint32_t n, uint64_t v)
 {
+    soft_tell_cr8(cpu);
+    cpu->cr8.known = false; /* it may be the task priority that is written */
     soft_fpu_park(cpu);
     if (!cpu->port->msr_write(cpu->port->ctx, n, v)) return false;
     if (n == MSR_APIC_BASE) cpu->cpuid.apic_off = !(v & 1u << 11);
@@ -333,6 +335,7 @@ bool msr_read(struct soft_cpu *cpu, uint32_t n, uint64_t *v)
         return true;
     }
     if (!is_apic(n)) return read_misc(cpu, n, v);
+    soft_tell_cr8(cpu);
     soft_fpu_park(cpu);
     return cpu->port->msr_read(cpu->port->ctx, n, v);
 }

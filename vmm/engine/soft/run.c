@@ -268,6 +268,7 @@ static bool take_interrupt(struct soft_cpu *cpu, enum soft_result *r)
         return false;
     }
     soft_fpu_park(cpu);
+    soft_tell_cr8(cpu);
     /* While one NMI is handled only one more is remembered (SDM vol. 3 6.7.1). */
     while ((cpu->nmi_blocked || !p->nmi_waiting) && port->take_nmi(port->ctx)) p->nmi_waiting = true;
     if (p->nmi_waiting && !cpu->nmi_blocked) {
@@ -295,6 +296,12 @@ static void finish_read(struct soft_cpu *cpu, const struct vcpu_exit *exit)
         cpu->io.replay[n].addr = exit->mmio.addr.v;
         cpu->io.replay[n].len = exit->mmio.len;
         soft_copy(cpu->io.replay[n].data, exit->mmio.data, 8);
+    } else if (kind == PENDING_PIO && cpu->io.in) {
+        uint64_t v = 0;
+        soft_copy(&v, exit->io.data, exit->io.size);
+        soft_gpr_write(cpu, R_RAX, v, exit->io.size);
+        cpu->rip = cpu->io.in_next;
+        cpu->io.in = false;
     } else if (kind == PENDING_PIO) {
         soft_port_complete(cpu, exit);
     }
@@ -528,5 +535,7 @@ void soft_run_loop(struct soft_cpu *cpu, struct vcpu_exit *exit)
         while (!turn(cpu))
             ;
     soft_fpu_park(cpu);
+    if (cpu->port) soft_tell_cr8(cpu);
+    cpu->cr8.known = false;
     atomic_store(&cpu->in_run, 0);
 }

@@ -226,6 +226,10 @@ struct soft_cpu {
     uint64_t cr0, cr2, cr3, cr4, efer, xcr0;
     uint64_t pdpte[4]; /* PAE paging: loaded at MOV CR3 (SDM vol. 3 4.4.1) */
     uint64_t dr[8];
+    struct {
+        uint8_t now, told; /* CR8; and what the local APIC thinks it is */
+        bool known;        /* both are right: until the APIC is accessed in another way */
+    } cr8;
     uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     unsigned vcpus; /* of the VM (topology in CPUID) and the TSC's frequency: set before soft_cpuid_init() */
@@ -247,6 +251,9 @@ struct soft_cpu {
      * executed again the data is here. Writes leave after they are complete. See run.c. */
     struct {
         bool have; /* a completed read is waiting in `data` */
+        bool
+            in; /* it is a plain IN that waits: the answer goes to RAX and execution on at in_next, without starting it again */
+        uint64_t in_next;
         bool is_mmio;
         uint64_t addr; /* GPA or port */
         uint32_t len;
@@ -342,6 +349,9 @@ static inline enum soft_result soft_raise_err(struct soft_cpu *cpu, uint8_t vect
     cpu->exc = (struct soft_exception){.pending = true, .vector = vector, .has_error = true, .error = error};
     return SOFT_FAULT;
 }
+
+/* Before the local APIC is asked or anything outside the engine runs: it hears of a CR8 that changed. (control.c) */
+void soft_tell_cr8(struct soft_cpu *cpu);
 
 /* The VM's memory slots. (engine.c) */
 const struct guest_memory *soft_memory(const struct soft_cpu *cpu);

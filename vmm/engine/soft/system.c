@@ -157,6 +157,10 @@ static enum soft_result in_insn(struct soft_cpu *cpu, const struct insn *in)
     unsigned size = in->op[0].size;
     enum soft_result r = soft_port_read(cpu, port_of(cpu, &in->op[1]), size, &v);
     if (r == SOFT_OK) soft_gpr_write(cpu, R_RAX, v, size);
+    if (r == SOFT_EXIT && soft_code64(cpu) && !(cpu->rflags & FL_TF) && !(cpu->dr[7] & 0xff) && !cpu->irq_shadow) {
+        cpu->io.in = true;
+        cpu->io.in_next = in->rip + in->len;
+    }
     return sys_done_if(cpu, in, r);
 }
 
