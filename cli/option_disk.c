@@ -84,9 +84,9 @@ static int set_serial(struct machine_disk *d, const struct cli_keyvalue *kv, str
     int r = cli_keyvalue_text(OPTION, kv, &v, e);
     if (r) return r;
     size_t n = strlen(v);
-    for (size_t i = 0; i < n; i++)
-        if (!isprint((unsigned char)v[i])) n = sizeof(d->serial);
-    if (n >= sizeof(d->serial))
+    bool good = n < sizeof(d->serial);
+    for (size_t i = 0; i < n; i++) good &= isprint((unsigned char)v[i]) != 0;
+    if (!good)
         return nerr_set(e, -EINVAL, OPTION ": serial=%s is not possible; give at most %zu printable ASCII characters",
                         v, sizeof(d->serial) - 1);
     memcpy(d->serial, v, n + 1);
