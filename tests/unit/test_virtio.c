@@ -1,6 +1,9 @@
 /* Rings, life cycle and PCI transport, seen by a driver: an echo device on a bus. */
 #include "tests/unit/virtio_rig.h"
 
+#include <errno.h>
+#include <unistd.h>
+
 #include "common/event.h"
 
 #define VERSION_1 VIRTIO_BIT(VIRTIO_F_VERSION_1)
@@ -444,6 +447,66 @@ static void test_endless_driver(void **state)
     event_loop_destroy(loop);
 }
 
+/* ---- doorbells that do not exit ---- */
+
+static struct bus_ioeventfd bell[QUEUES];
+static unsigned bells;
+
+static int add_bell(void *ctx, const struct bus_ioeventfd *io)
+{
+    (void)ctx;
+    if (bells == QUEUES) return -ENOSPC;
+    bell[bells++] = *io;
+    return 0;
+}
+
+static void remove_bell(void *ctx, const struct bus_ioeventfd *io)
+{
+    (void)ctx;
+    assert_true(bells > 0);
+    assert_int_equal(bell[0].addr, io->addr);
+    memmove(bell, bell + 1, --bells * sizeof(bell[0]));
+}
+
+static void test_doorbells(void **state)
+{
+    (void)state;
+    struct nerr e;
+    struct echo d;
+    uint64_t one = 1;
+    struct event_loop *loop = event_loop_create(&e);
+    struct rig *r = echo_rig(&d, loop, true);
+    uint64_t command = r->ecam + (1u << 15) + 4;
+    rig_out(r, command, 2, 4); /* the engine learns to do it while the BAR decodes nothing */
+    r->bus.eventfd.add = add_bell;
+    r->bus.eventfd.remove = remove_bell;
+    rig_out(r, command, 2, 6);
+    assert_int_equal(bells, QUEUES);
+    start(r, EVENT);
+    for (unsigned n = 0; n < QUEUES; n++) {
+        assert_int_equal(bell[n].addr, r->q[n].notify); /* an address per queue, whatever is written */
+        assert_true(bell[n].any && bell[n].len == 2 && bell[n].space == BUS_MMIO);
+    }
+    struct rig_buffer b = {rig_alloc(r, 64), 64, true};
+    rig_add(r, &r->q[1], &b, 1, 0);
+    assert_int_equal(write(bell[1].fd, &one, 8), 8); /* as the engine does when the guest writes */
+    for (int i = 0; i < 3; i++) {
+        event_loop_post(loop, stop_loop, loop);
+        event_loop_run(loop, &e);
+    }
+    assert_true(rig_used(r, &r->q[1], NULL) >= 0);
+    assert_int_equal(device_counted(&virtio_stats(d.virtio)->notifications), 1);
+    rig_out(r, command, 2, 4);
+    assert_int_equal(bells, 0);
+    rig_out(r, command, 2, 6);
+    assert_int_equal(bells, QUEUES);
+    release(&d);
+    virtio_destroy(d.virtio);
+    assert_int_equal(bells, 0);
+    rig_free(r);
+    event_loop_destroy(loop);
+}
+
 /* ---- interrupts without MSI-X ---- */
 
 static void test_intx(void **state)
@@ -748,6 +811,7 @@ int main(void)
         cmocka_unit_test(test_broken),
         cmocka_unit_test(test_bad_rings),
         cmocka_unit_test(test_no_master),
+        cmocka_unit_test(test_doorbells),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -340,6 +340,11 @@ const struct dma_space *pci_dma(const struct pci_function *f)
     return &f->bus->cfg.dma;
 }
 
+struct bus *pci_bar_bus(const struct pci_function *f)
+{
+    return f->bus->cfg.bus;
+}
+
 struct device_stats *pci_stats(struct pci_function *f)
 {
     return &f->stats;

@@ -81,6 +81,8 @@ void pci_msi_notify(struct pci_function *f); /* as pci_msix_notify() */
 void pci_intx_set(struct pci_function *f, bool level);
 /* Guest memory for this function's DMA. The function must check pci_bus_master() first. */
 const struct dma_space *pci_dma(const struct pci_function *f);
+/* The bus that the BARs are on, for bus_ioeventfd_add(). */
+struct bus *pci_bar_bus(const struct pci_function *f);
 /* The function's counters: the device counts all but `accesses` (to BARs) and `interrupts`. */
 struct device_stats *pci_stats(struct pci_function *f);
 

@@ -36,8 +36,11 @@ static int add_virtio_disk(struct machine *m, const struct machine_disk *disk, s
                            struct nerr *e)
 {
     struct virtio_blk *d;
-    struct virtio_blk_config cfg = {
-        .name = slot->id, .block = slot->block, .serial = disk->serial[0] ? disk->serial : slot->id, .queues = m->cpus};
+    struct virtio_blk_config cfg = {.name = slot->id,
+                                    .loop = m->loop,
+                                    .block = slot->block,
+                                    .serial = disk->serial[0] ? disk->serial : slot->id,
+                                    .queues = m->cpus};
     int r = virtio_blk_create(m->pci, -1, &cfg, &d, e);
     if (!r) slot->dev = d;
     slot->destroy = destroy_virtio_blk;

@@ -379,6 +379,7 @@ int virtio_blk_create(struct pci_bus *b, int slot, const struct virtio_blk_confi
                                .name = cfg->name,
                                .features = features(d, queues),
                                .no_packed = cfg->split_ring,
+                               .loop = cfg->loop,
                                .queues = queues,
                                .queue = d->queues,
                                .config = &space,

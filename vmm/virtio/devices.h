@@ -17,7 +17,8 @@ struct pci_bus;
 struct virtio_blk;
 
 struct virtio_blk_config {
-    const char *name;    /* for messages and statistics; outlives the device */
+    const char *name; /* for messages and statistics; outlives the device */
+    struct event_loop *loop;
     struct block *block; /* the device's own once it is created, closed with it */
     const char *serial;  /* up to 20 bytes; copied */
     unsigned queues;     /* 1..16; one per vCPU is best */

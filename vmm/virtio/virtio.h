@@ -90,8 +90,8 @@ struct virtio_desc {
     const char *name;  /* "virtio-blk0"; outlives the device */
     uint64_t features; /* the device type's own bits; ring and transport bits are added */
     bool no_packed;    /* don't offer packed rings */
-    /* Where a queue goes on that has had its share of one notification's time (two rings full), so that drivers which never stop adding
-     * buffers keep no vCPU from its other work. NULL: no share, for devices that push nothing from within notify(). */
+    /* Doorbells that the engine signals without an exit come in here; and a queue goes on here that has had its share of one notification's time
+     * (two rings full), so that drivers which never stop adding buffers keep no vCPU from its other work. NULL (in tests): neither. */
     struct event_loop *loop;
     unsigned queues;
     const struct virtio_queue_desc *queue; /* one per queue; copied */
