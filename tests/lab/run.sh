@@ -18,6 +18,12 @@ for script in tests/lab/box/*.sh; do
     wanted "$name" || continue
     options=$(sed -n '1,12s/^# lab: *//p' "$script" | head -1)
     limit=$(sed -n '1,12s/^# limit: *//p' "$script" | head -1)
+    prepare=$(sed -n '1,12s/^# prepare: *//p' "$script" | head -1)
+    if [ -n "$prepare" ] && ! bash -c "$prepare" >"$build/lab-prepare.log" 2>&1; then
+        echo "FAIL lab/$name: its preparation failed: $(tail -1 "$build/lab-prepare.log")"
+        failed=1
+        continue
+    fi
     boxes[$options]+=" $name:${limit:-120}"
     limits[$options]=$((${limits[$options]:-240} + ${limit:-120}))
 done

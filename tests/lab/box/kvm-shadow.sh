@@ -1,0 +1,18 @@
+#!/bin/bash
+# The KVM engine where the CPU has no nested paging (kvm_amd.npt=0): KVM keeps shadow page tables, all else is the same.
+# prepare: . tests/guest/lib.sh && tools/kernel.sh cloud && guest_image boot
+# lab: --npt 0
+# limit: 300
+paging=kvm-shadow
+# shellcheck disable=SC1091
+. tests/lab/kvm.sh
+
+if [ "$(cat /sys/module/kvm_amd/parameters/npt)" = N ]; then pass "npt is off"; else fail "npt is off" "it is on"; fi
+kernels hello far_transfer hostile_wrap irq_routes ist lock_smp paging_ad rep_strings smc xmc timer
+boot 1
+boot 2
+while read -r verdict name; do
+    if [ "$verdict" = PASS ]; then pass "$name"; else fail "$name" "see above"; fi
+done < <(NACELLE_BUILD=$build tests/engine/run.sh "soft kvm" 2>&1 | tee /run/move.log | grep -E '^(PASS|FAIL)')
+grep -vE '^(PASS|FAIL)' /run/move.log
+exit $failed
