@@ -259,17 +259,17 @@ int net_set_limits(struct net *n, const struct net_limits *l, struct nerr *e)
     uint64_t now = clock_mono_ns();
     struct limiter_rate in = {l->avg_in, l->peak_in, bits(l->burst_in)};
     struct limiter_rate out = {l->avg_out, l->peak_out, bits(l->burst_out)};
+    /* Who waits for a limit of before looks again. */
     pthread_mutex_lock(n->lock);
     limiter_set(&n->in, &in, now);
+    if (n->in_since) event_timer_arm(&n->in_timer, now, 0);
     pthread_mutex_unlock(n->lock);
     pthread_mutex_lock(&n->out_lock);
     limiter_set(&n->out, &out, now);
     n->limits = *l;
     atomic_store(&n->out_limited, n->out.active);
+    if (n->out_since) event_timer_arm(&n->out_timer, now, 0);
     pthread_mutex_unlock(&n->out_lock);
-    /* Who waits for a limit of before looks again. */
-    event_timer_arm(&n->in_timer, now, 0);
-    event_timer_arm(&n->out_timer, now, 0);
     return 0;
 }
 
@@ -354,14 +354,16 @@ int net_open(const struct net_config *cfg, struct event_loop *loop, const struct
                         NET_MTU_MAX);
     int r = net_check_limits(&cfg->limits, e);
     if (r) return r;
+    struct net *n = NULL;
     switch (cfg->kind) {
-    case NET_USER: r = net_user_open(cfg, loop, port, out, e); break;
-    case NET_TAP: r = net_tap_open(cfg, loop, port, out, e); break;
-    default: r = none_open(loop, port, out, e); break;
+    case NET_USER: r = net_user_open(cfg, loop, port, &n, e); break;
+    case NET_TAP: r = net_tap_open(cfg, loop, port, &n, e); break;
+    default: r = none_open(loop, port, &n, e); break;
     }
-    if (r) return r;
-    if (cfg->mtu) (*out)->mtu = cfg->mtu;
-    net_set_limits(*out, &cfg->limits, e);
+    if (!n) return r;
+    if (cfg->mtu) n->mtu = cfg->mtu;
+    net_set_limits(n, &cfg->limits, e);
+    *out = n;
     return 0;
 }
 

@@ -25,12 +25,15 @@
 #define FCS 4u
 #define SHORTEST 60u
 
-struct rx_descriptor {
-    uint64_t addr;
-    uint16_t length, checksum;
-    uint8_t status, errors;
-    uint16_t special;
-};
+/* The second half of a descriptor, which we write: length and checksum, status and errors, tag. In one store, behind the data: the driver
+ * looks at it from another CPU. */
+static void complete(const struct dma_space *dma, uint64_t at, uint32_t length, uint8_t status, uint16_t special)
+{
+    uint64_t *p = dma_ptr(dma, GPA(at + 8), 8, true);
+    if (!p) return;
+    __atomic_store_n(p, length | (uint64_t)status << 32 | (uint64_t)special << 48, __ATOMIC_RELEASE);
+    dma_written(dma, GPA(at + 8), 8);
+}
 
 /* ---- filters (3.2.1) ---- */
 
@@ -166,16 +169,12 @@ static bool put_frame(struct e1000 *d, const struct iovec *iov, unsigned iovs, u
     uint8_t status = checksum_status(d, iov[0].iov_base, &iov[1], len);
     if (inexact) status |= RX_PIF;
     while (in.left + in.tail) {
-        struct rx_descriptor x;
-        if (!dma_read(dma, GPA(base + head * 16ull), &x, sizeof x)) return true;
-        uint32_t n = put_bytes(dma, &in, x.addr, room);
+        uint64_t addr, at = base + head * 16ull;
+        if (!dma_read(dma, GPA(at), &addr, sizeof addr)) return true;
+        uint32_t n = put_bytes(dma, &in, addr, room);
         bool last = !(in.left + in.tail);
-        x.length = (uint16_t)n;
-        x.checksum = 0;
-        x.errors = 0;
-        x.special = tagged && last ? (uint16_t)(frame[14] << 8 | frame[15]) : 0;
-        x.status = (uint8_t)(RX_DD | (last ? RX_EOP | status | (tagged ? RX_VP : 0) : 0));
-        dma_write(dma, GPA(base + head * 16ull), &x, sizeof x);
+        complete(dma, at, n, (uint8_t)(RX_DD | (last ? RX_EOP | status | (tagged ? RX_VP : 0) : 0)),
+                 tagged && last ? (uint16_t)(frame[14] << 8 | frame[15]) : 0);
         head = head + 1 == size ? 0 : head + 1;
     }
     e1000_put(d, E1000_RDH, head);
