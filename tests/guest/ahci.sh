@@ -43,6 +43,26 @@ END
     fi
     rm -rf "$dir"
 }
+# Its guest resets the machine, so the run is not guest_run's.
+reset_case() {
+    local started=$SECONDS dir out kernel status
+    out=$guest_work/ahci-reset dir=$(mktemp -d "$guest_work/ahci-reset.XXXXXX")
+    kernel=$(tools/kernel.sh generic) && guest_image ahci-reset || return 1
+    truncate -s 160M "$dir/a" && truncate -s 1M "$dir/b"
+    timeout -k 5 240 "$guest_program" run --engine soft -k "$kernel" -i "$guest_initrd" -c 2 -m 768M -a "console=ttyS0 loglevel=1 panic=-1" \
+        -d "$dir/a,if=ahci" -d "$dir/b,if=ahci" </dev/null >"$out.console" 2>"$out.stderr"
+    status=$?
+    if [ $status = 0 ] && [ "$(tr -d '\r' <"$out.console" | grep -cE '^(first: reset|second: good|@@END 0)$')" = 3 ] &&
+        ! grep -q '^@@KERNEL' "$out.console"; then
+        echo "PASS guest/ahci-reset ($((SECONDS - started)) s)"
+    else
+        tail -25 "$out.console" | tr -d '\r' | sed 's/^/  | /'
+        echo "FAIL guest/ahci-reset ($((SECONDS - started)) s): status $status"
+        failed=1
+    fi
+    rm -rf "$dir"
+}
+reset_case
 ahci_case msi 2 "" 1
 ahci_case wired 1 "pci=nomsi" 0
 exit $failed

@@ -97,23 +97,24 @@ static bool apply(struct pci_function *f, unsigned off, unsigned size, uint64_t 
     return any;
 }
 
+static bool wants_reset(struct pci_function *f)
+{
+    if (!f->express) return false;
+    uint8_t *high = &f->config[f->express + EXPRESS_DEVICE_CONTROL + 1];
+    bool flr = *high & DEVICE_CONTROL_FLR;
+    *high &= (uint8_t)~DEVICE_CONTROL_FLR; /* always reads as 0 */
+    return flr;
+}
+
+/* Capabilities of the bus's own are looked at whatever the write touched: they are few, and writes are rare. */
 static void capability_written(struct pci_function *f, unsigned off, unsigned size)
 {
-    bool own = false;
-    if (f->msi && overlaps(off, size, f->msi, 24)) own = true;
-    if (f->msix && overlaps(off, size, f->msix, 12)) own = true;
-    if (own) {
-        pci_message_update(f);
-        pci_intx_update(f);
-    }
-    if (f->express && overlaps(off, size, f->express, 60)) {
-        uint8_t *high = &f->config[f->express + EXPRESS_DEVICE_CONTROL + 1];
-        bool flr = *high & DEVICE_CONTROL_FLR;
-        *high &= (uint8_t)~DEVICE_CONTROL_FLR; /* always reads as 0 */
-        if (flr) pci_function_reset(f, true);
-        own = true;
-    }
-    if (!own && f->d.ops->config_written) f->d.ops->config_written(f->d.dev, off, size);
+    pci_message_update(f);
+    pci_intx_update(f);
+    if (wants_reset(f))
+        pci_function_reset(f, true);
+    else if (f->d.ops->config_written)
+        f->d.ops->config_written(f->d.dev, off, size);
 }
 
 void pci_config_write(struct pci_function *f, unsigned off, unsigned size, uint64_t value)
