@@ -3,7 +3,8 @@
 #
 # A script's lines near its start say what it needs: "# lab: OPTIONS" (of lab/run) and "# limit: SECONDS" (120). Scripts with the same
 # options share one box, one after the other. A script passes by exit status 0 and is skipped by 77, or
-# prints its own lines "PASS name", "FAIL name", "SKIP name". NACELLE_LAB_TESTS="NAME…" takes only these.
+# prints its own lines "PASS name", "FAIL name", "SKIP name". "# prepare: COMMAND" is run on this host
+# first. NACELLE_LAB_TESTS="NAME…" takes only these.
 cd "$(dirname "$0")/../.." || exit 1
 build=${NACELLE_BUILD:-build}
 only=" ${NACELLE_LAB_TESTS:-} "
@@ -12,11 +13,12 @@ wanted() { [ "$only" = "  " ] || [[ $only == *" $1 "* ]]; }
 
 if wanted self; then tests/lab/self.sh || failed=1; fi
 
+# By options, behind a blank: an array has no empty subscript.
 declare -A boxes limits
 for script in tests/lab/box/*.sh; do
     name=$(basename "$script" .sh)
     wanted "$name" || continue
-    options=$(sed -n '1,12s/^# lab: *//p' "$script" | head -1)
+    options=" $(sed -n '1,12s/^# lab: *//p' "$script" | head -1)"
     limit=$(sed -n '1,12s/^# limit: *//p' "$script" | head -1)
     prepare=$(sed -n '1,12s/^# prepare: *//p' "$script" | head -1)
     if [ -n "$prepare" ] && ! bash -c "$prepare" >"$build/lab-prepare.log" 2>&1; then
@@ -33,7 +35,7 @@ for options in "${!boxes[@]}"; do
         tests/lab/inside.sh ${boxes[$options]}
     status=$?
     if [ $status -ge 124 ]; then
-        echo "FAIL lab: the box '$options' with${boxes[$options]} (status $status)"
+        echo "FAIL lab: the box '${options# }' with${boxes[$options]} (status $status)"
         failed=1
     elif [ $status != 0 ]; then
         failed=1
