@@ -92,6 +92,31 @@ bad 'engine: unknown' 'hyper' run -k "$dir/kernel" --engine hyper
 bad 'stats: unknown form' 'xml' run -k "$dir/kernel" --stats=xml:x
 bad 'stats: no file' 'json:' run -k "$dir/kernel" --stats=json:
 bad 'stats: file that cannot be written' '/nonexistent/x' run -k "$dir/kernel" --stats=json:/nonexistent/x
+# Disks.
+truncate -s 1M "$dir/disk"
+truncate -s 1000 "$dir/odd"
+{ printf KDMV && head -c 4092 /dev/zero; } >"$dir/vmdk"
+{ printf 'QFI\373\0\0\0\3' && head -c 4088 /dev/zero; } >"$dir/half.qcow2"
+bad 'disk: no such file' "$dir/none.*truncate" run -k "$dir/kernel" -d "$dir/none"
+bad 'disk: empty' "$dir/empty.*size" run -k "$dir/kernel" -d "$dir/empty"
+bad 'disk: size not of whole sectors' "$dir/odd.*1000 bytes.*multiple of 512" run -k "$dir/kernel" -d "$dir/odd"
+bad 'disk: directory' "$dir/directory.*neither" run -k "$dir/kernel" -d "$dir/directory"
+bad 'disk: fifo' "$dir/fifo.*neither" run -k "$dir/kernel" -d "$dir/fifo"
+bad 'disk: format that is not supported' 'vmdk.*qemu-img convert' run -k "$dir/kernel" -d "$dir/vmdk"
+bad 'disk: damaged qcow2' "$dir/half.qcow2.*qemu-storage-daemon" run -k "$dir/kernel" -d "$dir/half.qcow2"
+bad 'disk: unknown key' 'unknown key colour' run -k "$dir/kernel" -d "$dir/disk,colour=red"
+bad 'disk: unknown model' 'if=floppy.*virtio, ahci' run -k "$dir/kernel" -d "$dir/disk,if=floppy"
+bad 'disk: limit without a number' 'read_bps=fast.*no number' run -k "$dir/kernel" -d "$dir/disk,read_bps=fast"
+bad 'disk: the same one twice' "$dir/disk.*in use" run -k "$dir/kernel" -d "$dir/disk" -d "$dir/disk,ro"
+(
+    exec 8<>"$dir/disk"
+    # 37: F_OFD_SETLK
+    python3 -c 'import fcntl,struct,sys,time; fcntl.fcntl(8, 37, struct.pack("hhqqi", 1, 0, 0, 0, 0)); print(flush=True); time.sleep(10)' >"$dir/locked" &
+    holder=$!
+    while [ ! -s "$dir/locked" ]; do sleep 0.05; done
+    bad 'disk: in use by another program' "$dir/disk.*in use.*ro" run -k "$dir/kernel" -d "$dir/disk"
+    kill $holder
+)
 good 'help' 'run' --help
 good 'help verb' 'run' help
 good 'help run' '--debug-exit' help run
