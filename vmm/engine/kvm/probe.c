@@ -108,7 +108,7 @@ static int build(struct probe *p)
     p->vcpu = kvm_ioctl_n(p->vm, KVM_CREATE_VCPU, 0);
     if (p->vcpu < 0) return p->vcpu;
     r = kvm_ioctl_n(p->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-    if (r < (int)sizeof(struct kvm_run)) return -EINVAL;
+    if (r < (int)sizeof(struct kvm_run)) return r < 0 ? r : -EINVAL;
     p->run_size = (size_t)r;
     p->run = kvm_sys->mmap(p->vcpu, p->run_size, 0);
     return p->run ? set_registers(p) : -ENOMEM;
