@@ -133,19 +133,19 @@ static int parse_id(const struct cli_keyvalue *kv, char id[32], struct nerr *e)
 
 enum kinds { ANY = 7, USER = 1 << NET_USER, TAP = 1 << NET_TAP };
 
-static int set_limit(struct net_limits *l, const struct cli_keyvalue *kv, bool *known, struct nerr *e)
+uint64_t *cli_net_limit(struct net_limits *l, const char *name, unsigned *base)
 {
     struct {
-        const char *key;
+        const char *name;
         uint64_t *value;
         unsigned base;
     } limits[] = {{"avg_in", &l->avg_in, 1000},   {"peak_in", &l->peak_in, 1000},   {"burst_in", &l->burst_in, 1024},
                   {"avg_out", &l->avg_out, 1000}, {"peak_out", &l->peak_out, 1000}, {"burst_out", &l->burst_out, 1024}};
     for (unsigned i = 0; i < sizeof limits / sizeof limits[0]; i++) {
-        *known = strcmp(kv->key, limits[i].key) == 0;
-        if (*known) return cli_keyvalue_count(OPTION, kv, limits[i].base, limits[i].value, e);
+        *base = limits[i].base;
+        if (strcmp(name, limits[i].name) == 0) return limits[i].value;
     }
-    return 0;
+    return NULL;
 }
 
 static int set_user(struct net_user_config *u, const struct cli_keyvalue *kv, bool *known, struct nerr *e)
@@ -183,7 +183,10 @@ static int set_common(struct machine_nic *nic, const struct cli_keyvalue *kv, bo
     if (strcmp(kv->key, "mtu") == 0) return parse_number(kv, NET_MTU_MIN, NET_MTU_MAX, &nic->net.mtu, e);
     if (strcmp(kv->key, "queues") == 0) return parse_number(kv, 1, MACHINE_NIC_MAX_QUEUES, &nic->queues, e);
     if (strcmp(kv->key, "id") == 0) return parse_id(kv, nic->id, e);
-    return set_limit(&nic->net.limits, kv, known, e);
+    unsigned base;
+    uint64_t *limit = cli_net_limit(&nic->net.limits, kv->key, &base);
+    *known = limit != NULL;
+    return limit ? cli_keyvalue_count(OPTION, kv, base, limit, e) : 0;
 }
 
 /* The first item says what the card is wired to. */

@@ -14,6 +14,8 @@ struct cli_nics {
 /* Adds the NIC that one --net describes. */
 int cli_net_add(struct cli_nics *nics, const char *text, struct nerr *e);
 void cli_nics_free(struct cli_nics *nics);
-extern const char cli_net_help[];
+extern const char cli_net_help[]; /* lines for nacelle help run */
+/* A limit by its name, as in --net and in nacelle ctl ("avg_in"), and the base of its K, M, G; NULL for an unknown one. */
+uint64_t *cli_net_limit(struct net_limits *l, const char *name, unsigned *base);
 
 #endif
