@@ -62,7 +62,8 @@ static void run_help(FILE *out)
     fputs(cli_disk_help, out);
     fputs(cli_net_help, out);
     fputs(cli_console_help, out);
-    fputs("      --engine NAME      auto, kvm or soft (default auto)\n"
+    fputs("      --engine NAME      kvm (the host's hardware virtualization), soft (any host), or\n"
+          "                         auto: kvm where it is there and fast, else soft, saying why (default)\n"
           "      --no-reboot        end instead of resetting\n"
           "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
           "      --stats[=json:FILE]  say at the end what the run cost\n"

@@ -30,7 +30,7 @@ struct fake_vcpu {
     struct kvm_vcpu_events events;
     struct kvm_mp_state mp;
     struct kvm_xcrs xcrs;
-    struct kvm_xsave xsave;
+    uint8_t xsave[4096];
     struct kvm_lapic_state lapic;
     struct kvm_msr_entry msr[FAKE_MSRS];
     unsigned msrs, cpuid_entries;
