@@ -73,6 +73,8 @@ mkdir -p "\$root/etc/systemd/network" "\$root/etc/systemd/system.conf.d" "\$root
 # Hosts of tests may be slow: a minute and a half is then not enough for a device to show up.
 printf '[Manager]\nDefaultTimeoutStartSec=15min\n' >"\$root/etc/systemd/system.conf.d/slow-host.conf"
 printf '[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\n' >"\$root/etc/systemd/network/80-dhcp.network"
+mkdir -p "\$root/etc/systemd/system/dev-ttyS0.device.d"
+printf '[Unit]\nJobRunningTimeoutSec=15min\n' >"\$root/etc/systemd/system/dev-ttyS0.device.d/slow-host.conf"
 chroot "\$root" systemctl -q enable systemd-networkd.service
 chroot "\$root" systemctl -q disable systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer
 install -m 600 "$work/host" "\$root/etc/ssh/ssh_host_ed25519_key"
@@ -95,7 +97,7 @@ for path in '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' '/usr/sh
     '/usr/lib/x86_64-linux-gnu/perl/*' '/lib/systemd/boot/*'; do
     exclude+=(--dpkgopt="path-exclude=$path")
 done
-mmdebstrap --quiet --variant=minbase --include="$packages" "${exclude[@]}" \
+mmdebstrap --quiet --dpkgopt=force-unsafe-io --variant=minbase --include="$packages" "${exclude[@]}" \
     --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
     --essential-hook="sh $work/before.sh \"\$1\"" --customize-hook="sh $work/after.sh \"\$1\"" \
     "$suite" "$work/root.tar" "$work/sources.list" >"$work/log" 2>&1 || {
