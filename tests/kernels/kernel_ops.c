@@ -442,6 +442,43 @@ static void strings(void)
     }
 }
 
+/* ---- the levels between kernel and programs: supervisor pages, but no privileged instruction ---- */
+
+CODE(ring_works, "pushf; pop %rdi; mov (%rbx), %rax; push (%rbx); pop %rsi; rdtsc; mov %cs, %ecx");
+
+static void ring(u8 *code, unsigned cpl)
+{
+    ctx_kernel(&c, code);
+    c.cs = SEL_TEST | cpl, c.ss = (SEL_TEST + 8) | cpl;
+    c.gpr[RBX] = TEST_VA;
+}
+
+static void rings(void)
+{
+    u8 *refused[] = {user_cli, user_sti, user_swapgs, user_sysret};
+    *(u64 *)TEST_VA = 0x1234567;
+    for (unsigned i = 0; i < ROUNDS; i++)
+        for (unsigned cpl = 1; cpl < 3; cpl++) {
+            gdt[SEL_TEST / 8] = 0x00af9b000000fffful | (u64)cpl << 45;
+            gdt[SEL_TEST / 8 + 1] = 0x00cf93000000fffful | (u64)cpl << 45;
+            ring(ring_works, cpl);
+            c.rflags = 2 | FL_CF;
+            idt[END].attr |= 0x60; /* INT from there */
+            CHECK_EQ(ctx_run(&c), END);
+            CHECK_EQ(c.gpr[RDI], 2 | FL_CF);
+            CHECK_EQ(c.gpr[RSI], 0x1234567);
+            CHECK_EQ(c.gpr[RCX], SEL_TEST | cpl);
+            for (unsigned k = 0; k < 4; k++) {
+                ring(refused[k], cpl);
+                FAULTS(&c, GP, 0);
+            }
+            ctx_kernel(&c, user_swapgs); /* and the same code at CPL 0 right after */
+            CHECK_EQ(ctx_run(&c), END);
+            ctx_kernel(&c, user_swapgs);
+            CHECK_EQ(ctx_run(&c), END);
+        }
+}
+
 /* ---- stack pointers that are no addresses, and what an empty slot of a cache might look like ---- */
 
 CODE(bad_pop, "mov %rcx, %rsp; bad_pop_at: pop %rax");
@@ -505,6 +542,7 @@ int main(void)
     gs_bases();
     smap();
     refusals();
+    rings();
     calls_and_returns();
     division();
     strings();
