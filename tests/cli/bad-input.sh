@@ -97,6 +97,15 @@ truncate -s 1M "$dir/disk"
 truncate -s 1000 "$dir/odd"
 { printf KDMV && head -c 4092 /dev/zero; } >"$dir/vmdk"
 { printf 'QFI\373\0\0\0\3' && head -c 4088 /dev/zero; } >"$dir/half.qcow2"
+bad 'console: no kind' 'pty, socket=FILE or file=FILE' run -k "$dir/kernel" --console link=x
+bad 'console: two kinds' 'not two' run -k "$dir/kernel" --console "pty,file=$dir/x"
+bad 'console: unknown key' 'unknown key tty' run -k "$dir/kernel" --console tty
+bad 'console: no place for a file' "$dir/none/x" run -k "$dir/kernel" --console "file=$dir/none/x"
+bad 'console: something else is there' "$dir/kernel.*in use" run -k "$dir/kernel" --console "socket=$dir/kernel"
+bad 'vsock: no path' 'cid=3,path=FILE' run -k "$dir/kernel" --vsock cid=3
+bad 'vsock: the host as guest' 'cid.*2' run -k "$dir/kernel" --vsock "cid=2,path=$dir/v"
+bad 'vsock: twice' 'give it once' run -k "$dir/kernel" --vsock "cid=3,path=$dir/v" --vsock "cid=4,path=$dir/w"
+bad 'vsock: no such directory' "$dir/none/v" run -k "$dir/kernel" --vsock "cid=3,path=$dir/none/v"
 bad 'disk: no such file' "$dir/none.*truncate" run -k "$dir/kernel" -d "$dir/none"
 bad 'disk: empty' "$dir/empty.*size" run -k "$dir/kernel" -d "$dir/empty"
 bad 'disk: size not of whole sectors' "$dir/odd.*1000 bytes.*multiple of 512" run -k "$dir/kernel" -d "$dir/odd"
