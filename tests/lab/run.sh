@@ -9,6 +9,8 @@ cd "$(dirname "$0")/../.." || exit 1
 build=${NACELLE_BUILD:-build}
 only=" ${NACELLE_LAB_TESTS:-} "
 failed=0
+# On a machine with other things to do everything takes so many times longer.
+slower=$(awk -v cpus="$(nproc)" '{ n = int($1 / cpus + 1); print n > 8 ? 8 : n }' /proc/loadavg)
 wanted() { [ "$only" = "  " ] || [[ $only == *" $1 "* ]]; }
 
 if wanted self; then tests/lab/self.sh || failed=1; fi
@@ -20,14 +22,15 @@ for script in tests/lab/box/*.sh; do
     wanted "$name" || continue
     options=" $(sed -n '1,12s/^# lab: *//p' "$script" | head -1)"
     limit=$(sed -n '1,12s/^# limit: *//p' "$script" | head -1)
+    limit=$((${limit:-120} * slower))
     prepare=$(sed -n '1,12s/^# prepare: *//p' "$script" | head -1)
     if [ -n "$prepare" ] && ! bash -c "$prepare" >"$build/lab-prepare.log" 2>&1; then
         echo "FAIL lab/$name: its preparation failed: $(tail -1 "$build/lab-prepare.log")"
         failed=1
         continue
     fi
-    boxes[$options]+=" $name:${limit:-120}"
-    limits[$options]=$((${limits[$options]:-240} + ${limit:-120}))
+    boxes[$options]+=" $name:$limit"
+    limits[$options]=$((${limits[$options]:-240} + limit))
 done
 for options in "${!boxes[@]}"; do
     # shellcheck disable=SC2086 # words on purpose
