@@ -28,7 +28,7 @@ def disk(path, size_mib, files):
 
 def connect(path):
     s = socket.socket(socket.AF_UNIX)
-    s.settimeout(60)
+    s.settimeout(150)
     s.connect(path)
     return s
 
@@ -81,7 +81,7 @@ def talk(path, port, data):
     reader.start()
     s.sendall(data)
     s.shutdown(socket.SHUT_WR)
-    reader.join(60)
+    reader.join(150)
     s.close()
     return b"".join(got)
 
@@ -132,7 +132,7 @@ def main():
     m, _ = guest.expect(r"^echoed (\d+) bytes, sum (\d+)$")
     if (int(m.group(1)), int(m.group(2))) != (len(data), sum(PATTERN) * 40):
         vm.fail("the guest got something else", guest)
-    guest.expect(r"^got 5000000 bytes back$")
+    guest.expect(r"^got 5000000 bytes back$", 150)
     server.join(20)
     if echoed != [5000000]:
         vm.fail("the host's end got %r bytes" % echoed, guest)
