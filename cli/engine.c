@@ -13,7 +13,7 @@ static int pick_auto(const struct engine_ops **ops, struct nerr *why)
     struct nerr e;
     for (unsigned i = 0; i < ENGINES; i++) {
         *ops = engines[i];
-        if (!engines[i]->probe || engines[i]->probe(true, &e) == 0) break;
+        if (i + 1 == ENGINES || !engines[i]->probe || engines[i]->probe(true, &e) == 0) break;
         nerr_set(why, 0, "engine %s, since %s", engines[i + 1]->name, e.text);
     }
     return 0;

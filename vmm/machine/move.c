@@ -92,16 +92,18 @@ static int change(struct machine *m, const struct engine_ops *ops, struct moved 
 
 int machine_change_engine(struct machine *m, const struct engine_ops *ops, struct nerr *e)
 {
+    int r = -ENOMEM;
     struct moved *s = calloc(1, sizeof(*s));
-    struct cpu_state *cpu = aligned_alloc(64, m->cpus * sizeof(*cpu));
-    int r = s && cpu ? 0 : nerr_set(e, -ENOMEM, "machine: out of memory");
-    if (!r) r = machine_park(m, e);
+    if (s) s->cpu = aligned_alloc(64, m->cpus * sizeof(*s->cpu));
+    if (!s || !s->cpu)
+        nerr_set(e, r, "machine: out of memory");
+    else
+        r = machine_park(m, e);
     if (!r) {
-        s->cpu = cpu;
         r = change(m, ops, s, e);
         machine_unpark(m);
     }
-    free(cpu);
+    if (s) free(s->cpu);
     free(s);
     return r;
 }

@@ -1,8 +1,8 @@
 #!/bin/bash
 # The KVM engine where the CPU has no nested paging (kvm_amd.npt=0): KVM keeps shadow page tables, all else is the same.
-# prepare: . tests/guest/lib.sh && tools/kernel.sh cloud && guest_image boot
+# prepare: . tests/guest/lib.sh && tools/kernel.sh cloud && guest_image boot && tools/initramfs.sh -t tests/engine/debian-guest.sh "${NACELLE_BUILD:-build}/engine-debian.cpio"
 # lab: --npt 0
-# limit: 300
+# limit: 700
 paging=kvm-shadow
 # shellcheck disable=SC1091
 . tests/lab/kvm.sh

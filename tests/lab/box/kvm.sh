@@ -1,7 +1,7 @@
 #!/bin/bash
 # The KVM engine with nested paging: guest kernels, Debian's kernel, guests that move between engines, --engine auto, bad cases.
-# prepare: . tests/guest/lib.sh && tools/kernel.sh cloud && guest_image boot
-# limit: 400
+# prepare: . tests/guest/lib.sh && tools/kernel.sh cloud && guest_image boot && tools/initramfs.sh -t tests/engine/debian-guest.sh "${NACELLE_BUILD:-build}/engine-debian.cpio"
+# limit: 900
 paging=kvm
 # shellcheck disable=SC1091
 . tests/lab/kvm.sh
