@@ -58,10 +58,20 @@ __attribute__((weak)) void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint
     rig.code_write_gpa = a.v;
     rig.code_write_len = len;
 }
-__attribute__((weak)) void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a)
+__attribute__((weak)) void soft_translation_flush(struct soft_cpu *cpu, bool global, unsigned shift, gva_t a)
 {
     (void)cpu, (void)global, (void)a;
-    rig.flush_was_page = page;
+    rig.flush_was_page = shift == 12;
+    rig.translation_flushes++;
+}
+__attribute__((weak)) void soft_translation_switch(struct soft_cpu *cpu, uint32_t pcid, bool keep)
+{
+    (void)cpu, (void)pcid, (void)keep;
+    rig.translation_flushes++;
+}
+__attribute__((weak)) void soft_translation_forget(struct soft_cpu *cpu, uint32_t pcid)
+{
+    (void)cpu, (void)pcid;
     rig.translation_flushes++;
 }
 __attribute__((weak)) void soft_update_mode(struct soft_cpu *cpu)

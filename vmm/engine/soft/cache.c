@@ -121,6 +121,18 @@ static void await(struct soft_cpu *cpu, struct soft_cpu *other, uint64_t number)
     }
 }
 
+/* Returns when no vCPU can write to the page any more without looking whether it has code. */
+static void protect_page(struct soft_cpu *cpu, uint64_t page)
+{
+    uint64_t number[ENGINE_MAX_VCPUS];
+    struct soft_engine *g = cpu->engine;
+    soft_tlb_protect_page(cpu, GPA(page));
+    for (unsigned i = 0; i < g->vcpus; i++)
+        if (i != cpu->id && g->cpu[i]) number[i] = post(g->cpu[i], page, 0);
+    for (unsigned i = 0; i < g->vcpus; i++)
+        if (i != cpu->id && g->cpu[i]) await(cpu, g->cpu[i], number[i]);
+}
+
 /* This vCPU is about to translate code of this page: from now on every write to the page must be seen, by whichever vCPU. The write
  * tags of the TLBs carry that, so others must have dropped theirs before the first byte of code is read. */
 static void claim_page(struct soft_cpu *cpu, uint64_t page)
@@ -128,14 +140,28 @@ static void claim_page(struct soft_cpu *cpu, uint64_t page)
     _Atomic uint64_t *w = code_word(cpu, page);
     uint64_t bit = 1ull << cpu->id;
     if (!w || (atomic_load(w) & bit)) return;
-    if (atomic_fetch_or(w, bit) != 0) return; /* it was protected before */
-    soft_tlb_protect_page(cpu, GPA(page));
-    uint64_t number[ENGINE_MAX_VCPUS];
     struct soft_engine *g = cpu->engine;
-    for (unsigned i = 0; i < g->vcpus; i++)
-        if (i != cpu->id && g->cpu[i]) number[i] = post(g->cpu[i], page, 0);
-    for (unsigned i = 0; i < g->vcpus; i++)
-        if (i != cpu->id && g->cpu[i]) await(cpu, g->cpu[i], number[i]);
+    _Atomic uint32_t *claims = &g->claims[hash_page(page) % CLAIM_LOCKS];
+    atomic_fetch_add(claims, 1);
+    /* It was protected before, unless another vCPU is about to: then do it all once more rather than wait. */
+    if (atomic_fetch_or(w, bit) == 0 || atomic_load(claims) > 1) protect_page(cpu, page);
+    atomic_fetch_sub(claims, 1);
+}
+
+static bool claimed(const struct soft_cpu *cpu, uint64_t page)
+{
+    _Atomic uint64_t *w = code_word(cpu, page);
+    return !w || (atomic_load(w) >> cpu->id & 1);
+}
+
+/* A page, and the one that the block may go on in (or the same again). While this vCPU waits for others it takes their messages:
+ * one of them may drop the last code that it had of such a page, and with it the claim. */
+static void claim_pages(struct soft_cpu *cpu, uint64_t page, uint64_t next)
+{
+    do {
+        claim_page(cpu, page);
+        claim_page(cpu, next);
+    } while (!claimed(cpu, page) || !claimed(cpu, next));
 }
 
 static void release_page(struct soft_cpu *cpu, uint64_t page)
@@ -227,6 +253,7 @@ void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len)
 {
     struct soft_engine *g = cpu->engine;
     uint64_t others = 0;
+    soft_write_fence();
     for (uint64_t page = a.v & PAGE_MASK; page < a.v + len; page += PAGE_SIZE) {
         _Atomic uint64_t *w = code_word(cpu, page);
         if (w) others |= atomic_load(w);
@@ -237,75 +264,10 @@ void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len)
         if (others & 1ull << i && g->cpu[i]) post(g->cpu[i], a.v, len);
 }
 
-/* ---- flushes ---- */
-
-/* Can a block at `rip` depend on how the page of `a` is mapped? It may go on in the page after its own. */
-static bool touches_page(uint64_t rip, uint64_t a)
-{
-    return (a >> PAGE_SHIFT) - (rip >> PAGE_SHIFT) <= 1;
-}
-
-static void clear_jumps(struct soft_cpu *cpu, unsigned list, bool page, uint64_t a)
-{
-    struct soft_private *p = cpu->priv;
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < p->jumps_filled[list]; i++) {
-        uint32_t v = p->jump_filled[list][i];
-        struct jump_slot *s = &cpu->jump[v >> 16][v & 0xffff];
-        if (page && !touches_page(-s->neg_rip, a)) {
-            p->jump_filled[list][kept++] = v;
-            continue;
-        }
-        s->neg_rip = JUMP_EMPTY(v & 0xffff);
-    }
-    p->jumps_filled[list] = kept;
-}
-
-static void unlink_list(struct soft_private *p, unsigned list, bool page, uint64_t a)
-{
-    uint32_t *at = &p->cross_links[list];
-    while (*at) {
-        struct link *l = meta_ptr(p, *at);
-        const struct block *b = meta_ptr(p, l->block);
-        if (page && !touches_page(l->target, a) && !touches_page(b->rip, a)) {
-            at = &l->next;
-            continue;
-        }
-        patch_rel32(p->code + l->jump, p->code + l->stub);
-        l->linked = false;
-        *at = l->next;
-    }
-}
-
-static unsigned bloom(uint64_t page)
-{
-    return (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 48);
-}
-
-void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a)
-{
-    struct soft_private *p = cpu->priv;
-    if (!p) return;
-    unsigned h = bloom(a.v);
-    if (page && !(p->code_pages[h / 64] >> (h & 63) & 1))
-        return; /* nothing was ever concluded from that page's mapping */
-    for (unsigned i = 0; i < ITLB_SIZE; i++) {
-        if (page ? ((p->itlb[i].tag ^ a.v) & PAGE_MASK) == 0 : global || !p->itlb[i].global)
-            p->itlb[i].tag = TLB_INVALID;
-    }
-    for (unsigned list = 0; list < 2; list++) {
-        if (list == 1 && !global) continue;
-        clear_jumps(cpu, list, page, a.v);
-        unlink_list(p, list, page, a.v);
-    }
-    if (global && !page) soft_zero(p->code_pages, sizeof p->code_pages);
-}
-
 void soft_cache_flush(struct soft_cpu *cpu)
 {
     struct soft_private *p = cpu->priv;
-    clear_jumps(cpu, 0, false, 0);
-    clear_jumps(cpu, 1, false, 0);
+    soft_space_reset(cpu);
     for (uint32_t i = 0; i < HASH_SIZE; i++) {
         for (uint32_t at = p->page_hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_page)
             release_page(cpu, ((struct block *)meta_ptr(p, at))->gpa);
@@ -316,17 +278,11 @@ void soft_cache_flush(struct soft_cpu *cpu)
         p->hash[i] = 0;
     }
     soft_forget_trials(cpu);
-    p->cross_links[0] = p->cross_links[1] = 0;
     p->ordered = 0;
     p->code_used = p->code_stubs_end;
     p->meta_used = 64; /* offset 0 means none */
     p->generation++;
     cpu->stat[ST_CACHE_FLUSH]++;
-}
-
-void soft_clear_jumps(struct soft_cpu *cpu, unsigned list)
-{
-    clear_jumps(cpu, list, false, 0);
 }
 
 /* Whoever still jumps to a dead block goes on to the one that took its place. */
@@ -341,30 +297,6 @@ void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *
 }
 
 /* ---- finding code ---- */
-
-enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct code_page *out)
-{
-    struct soft_private *p = cpu->priv;
-    uint64_t page = linear & PAGE_MASK;
-    uint8_t idx = cpu->cpl == 3 ? MMU_USER : MMU_KERNEL;
-    unsigned i = (linear >> PAGE_SHIFT) & (ITLB_SIZE - 1);
-    if (p->itlb[i].tag != page || p->itlb[i].idx != idx) {
-        struct mmu_result r;
-        enum soft_result res = soft_walk(cpu, GVA(linear), ACC_EXEC, (enum soft_mmu_idx)idx, false, &r);
-        if (res != SOFT_OK) return res;
-        p->itlb[i].tag = page;
-        p->itlb[i].idx = idx;
-        p->itlb[i].gpa = r.gpa.v & PAGE_MASK;
-        p->itlb[i].host = soft_ram(soft_memory(cpu), r.gpa.v & PAGE_MASK, PAGE_SIZE, false);
-        p->itlb[i].global = r.global;
-        unsigned h = bloom(page);
-        p->code_pages[h / 64] |= 1ull << (h & 63);
-    }
-    out->gpa = p->itlb[i].gpa;
-    out->host = p->itlb[i].host;
-    out->global = p->itlb[i].global;
-    return SOFT_OK;
-}
 
 /* Bytes outside RAM read as ones: an undefined instruction. */
 enum soft_result soft_fetch(struct soft_cpu *cpu, uint8_t *bytes, unsigned *avail)
@@ -418,11 +350,14 @@ static void insert(struct soft_cpu *cpu, struct block *b)
 }
 
 /* Is the second page of a block across a border still the one it was made from? */
-static bool second_page_same(struct soft_cpu *cpu, const struct block *b)
+static bool second_page_same(struct soft_cpu *cpu, struct block *b)
 {
     struct code_page next;
     if (b->gpa2 == NO_PAGE) return true;
-    if (soft_code_page(cpu, (b->rip | ~PAGE_MASK) + 1, &next) == SOFT_OK) return next.gpa == b->gpa2;
+    if (soft_code_page(cpu, (b->rip | ~PAGE_MASK) + 1, &next) == SOFT_OK) {
+        b->global &= next.global;
+        return next.gpa == b->gpa2;
+    }
     cpu->exc.pending = false;
     return false;
 }
@@ -457,15 +392,21 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
     uint64_t gpa = page.gpa + (rip & ~PAGE_MASK);
     for (uint32_t at = p->hash[hash_block(gpa, rip, mode)]; at;) {
         struct block *b = meta_ptr(p, at);
-        if (b->gpa == gpa && b->rip == rip && b->mode == mode && second_page_same(cpu, b)) return b;
+        if (b->gpa == gpa && b->rip == rip && b->mode == mode && second_page_same(cpu, b)) {
+            b->global &= page.global; /* the page may be mapped otherwise than when the block was made */
+            return b;
+        }
         at = b->next_hash;
     }
     soft_fpu_park(cpu);
-    if (soft_cache_low(p)) soft_cache_flush(cpu);
+    if (soft_cache_low(p)) {
+        soft_cache_flush(cpu);
+        *res = soft_code_page(cpu, rip, &page); /* what was known of the page is gone as well */
+        if (*res != SOFT_OK || !page.host) return NULL;
+    }
     struct code_page next;
     bool two = next_page(cpu, rip, &next);
-    claim_page(cpu, page.gpa);
-    if (two) claim_page(cpu, next.gpa);
+    claim_pages(cpu, page.gpa, two ? next.gpa : page.gpa);
     struct block *b = soft_translate(cpu, rip, &page, two ? &next : NULL, mode);
     if (!b) return NULL;
     cpu->stat[ST_BLOCKS]++;
@@ -494,20 +435,6 @@ struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc)
 void soft_retranslate(struct soft_cpu *cpu, struct block *b)
 {
     if (!b->dead) kill_block(cpu->priv, b, (uint32_t)((uint8_t *)b - cpu->priv->meta));
-}
-
-void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)
-{
-    struct soft_private *p = cpu->priv;
-    struct block *from = meta_ptr(p, l->block);
-    if (l->linked || to->mode != l->to_mode) return;
-    if (l->cross_page || to->gpa2 != NO_PAGE) {
-        unsigned list = from->global && to->global;
-        l->next = p->cross_links[list];
-        p->cross_links[list] = (uint32_t)((uint8_t *)l - p->meta);
-    }
-    l->linked = true;
-    patch_rel32(p->code + l->jump, p->code + to->host);
 }
 
 /* From any thread. */

@@ -68,12 +68,11 @@ static enum soft_result write_cr0(struct soft_cpu *cpu, uint64_t v)
 
 enum soft_result control_write_cr3(struct soft_cpu *cpu, uint64_t v)
 {
-    bool pcid = cpu->cr4 & CR4_PCIDE;
+    bool pcid = cpu->cr4 & CR4_PCIDE, keep = false;
     if (soft_long_mode(cpu)) {
-        bool keep = pcid && (v & CR3_NOFLUSH);
+        keep = pcid && (v & CR3_NOFLUSH);
         if (pcid) v &= ~CR3_NOFLUSH;
         if (v & ~PHYS_MASK) return sys_gp0(cpu);
-        /* The TLB knows no PCIDs, so what may stay is what belongs to the very same tables. */
         if (keep && v == cpu->cr3) return SOFT_OK;
     } else {
         v = (uint32_t)v;
@@ -83,7 +82,7 @@ enum soft_result control_write_cr3(struct soft_cpu *cpu, uint64_t v)
         }
     }
     cpu->cr3 = v;
-    soft_tlb_flush_nonglobal(cpu);
+    soft_tlb_switch(cpu, pcid ? (uint32_t)v & 0xfff : 0, keep);
     return SOFT_OK;
 }
 
@@ -287,11 +286,17 @@ static enum soft_result invpcid_run(struct soft_cpu *cpu, uint64_t type, const u
     if (type > 3 || (type < 2 && d[0] >> 12)) return sys_gp0(cpu);
     if (type < 2 && d[0] && !(cpu->cr4 & CR4_PCIDE)) return sys_gp0(cpu);
     if (type == 0 && !soft_canonical(d[1])) return sys_gp0(cpu);
+    uint32_t pcid = (uint32_t)d[0], now = cpu->cr4 & CR4_PCIDE ? (uint32_t)cpu->cr3 & 0xfff : 0;
     switch (type) {
-    /* An individual address of another PCID: nothing of it is cached, but its tables may be this one's too. */
-    case 0: soft_tlb_flush_page(cpu, GVA(d[1])); break;
+    case 0:
+        if (pcid == now)
+            soft_tlb_flush_page(cpu, GVA(d[1]));
+        else
+            soft_tlb_forget(cpu, pcid);
+        break;
+    case 1: soft_tlb_forget(cpu, pcid); break;
     case 2: soft_tlb_flush_all(cpu); break;
-    default: soft_tlb_flush_nonglobal(cpu); break;
+    default: soft_tlb_forget(cpu, EVERY_PCID); break;
     }
     return SOFT_OK;
 }

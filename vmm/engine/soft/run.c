@@ -42,7 +42,7 @@ void soft_update_mode(struct soft_cpu *cpu)
     if (cpu->cpl == 1 || cpu->cpl == 2) m |= MODE_STEP; /* translated code knows only the kernel and programs */
     cpu->mode = m;
     if ((old ^ m) & ~(MODE_IDX_MASK | MODE_STEP | MODE_SIZE_MASK))
-        soft_translation_flush(cpu, true, false, GVA(0)); /* the jump cache knows only the mmu index */
+        soft_translation_flush(cpu, true, 0, GVA(0)); /* the jump cache knows only the mmu index */
 }
 
 void soft_set_rflags(struct soft_cpu *cpu, uint64_t v)
@@ -164,17 +164,6 @@ static enum soft_result host_fault(struct soft_cpu *cpu)
     if (p->fault_trap == EXC_XM && !(cpu->cr4 & CR4_OSXMMEXCPT)) /* SDM vol. 3 2.5 */
         return soft_raise(cpu, EXC_UD);
     return soft_raise(cpu, (uint8_t)p->fault_trap);
-}
-
-static void fill_jump(struct soft_cpu *cpu, const struct block *b)
-{
-    struct soft_private *p = cpu->priv;
-    uint32_t idx = b->mode & MODE_IDX_MASK, n = (uint32_t)(b->rip & (JUMP_CACHE_SIZE - 1)), list = b->global;
-    if (p->jumps_filled[list] == sizeof p->jump_filled[0] / sizeof p->jump_filled[0][0]) soft_clear_jumps(cpu, list);
-    struct jump_slot *s = &cpu->jump[idx][n];
-    s->host = (uint64_t)(uintptr_t)(p->code + b->host);
-    s->neg_rip = -b->rip;
-    p->jump_filled[list][p->jumps_filled[list]++] = idx << 16 | n;
 }
 
 /* ---- stepping ---- */
@@ -415,7 +404,7 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
         else if (dead)
             soft_forward_dead(cpu, dead, b);
         else
-            fill_jump(cpu, b);
+            soft_fill_jump(cpu, b);
         soft_give_flags(cpu);
         host = b->host;
     }
@@ -435,7 +424,7 @@ static enum soft_result run_some(struct soft_cpu *cpu)
         struct block *b = soft_find_block(cpu, extra, &r);
         if (!b) return r != SOFT_OK ? r : step_one(cpu);
         host = b->host;
-        if (!extra) fill_jump(cpu, b);
+        if (!extra) soft_fill_jump(cpu, b);
     }
     cpu->rflags &= ~(uint64_t)FL_RF;
     soft_give_flags(cpu);

@@ -284,9 +284,9 @@ struct soft_cpu {
     struct {
         uint64_t local[MMU_IDX_COUNT][TLB_SIZE / 64];
         uint64_t global[MMU_IDX_COUNT][TLB_SIZE / 64];
-        uint64_t large_4m[16], large_1g; /* Bloom filters of the large pages that have entries, by GVA */
-        uint32_t used;                   /* bit per mmu index: something was filled since its site slots were cleared */
-        uint32_t local_used;             /* the same for pages that are not global */
+        uint64_t large_4m[1024], large_1g; /* Bloom filters of the large pages that have entries, by GVA */
+        uint32_t used;       /* bit per mmu index: something was filled since its site slots were cleared */
+        uint32_t local_used; /* the same for pages that are not global */
         uint32_t site_searches[MMU_IDX_COUNT]; /* of its filled slots for one page, since they were cleared */
         uint64_t
             evicted[MMU_IDX_COUNT]
@@ -398,8 +398,12 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
 void soft_tlb_init(struct soft_cpu *cpu); /* a new vCPU: everything empty; needed once before any other use */
 void soft_tlb_flush_all(
     struct soft_cpu *cpu); /* also global entries; needed after any change of CR0.PG/WP, CR4, EFER.NXE, DR0-3, DR7 */
-void soft_tlb_flush_nonglobal(struct soft_cpu *cpu);     /* MOV CR3 */
-void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a); /* INVLPG */
+void soft_tlb_flush_nonglobal(struct soft_cpu *cpu); /* of the current address space */
+/* MOV CR3. pcid: 0 without CR4.PCIDE. keep: what was known of that PCID's address space still counts. */
+void soft_tlb_switch(struct soft_cpu *cpu, uint32_t pcid, bool keep);
+#define EVERY_PCID 0x1000u
+void soft_tlb_forget(struct soft_cpu *cpu, uint32_t pcid); /* INVPCID of any PCID, or of all; global entries stay */
+void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a);   /* INVLPG */
 /* Something beside the TLB (fetches) depends on a large page at `a`: INVLPG anywhere in it must end that, too. Called by soft_walk(). */
 void soft_tlb_note_large(struct soft_cpu *cpu, uint64_t a, uint32_t page_size);
 /* Makes writes to this guest page take the slow path in this vCPU's TLBs (it holds code now). */
@@ -431,8 +435,17 @@ enum soft_result soft_store_sys(struct soft_cpu *cpu, uint64_t a, const void *sr
 /* The guest wrote RAM [a, a+len) that the page flags say holds translated code: drop what overlaps, on all vCPUs. Call after the write. */
 void soft_code_written(struct soft_cpu *cpu, gpa_t a, uint32_t len);
 bool soft_page_has_code(struct soft_cpu *cpu, gpa_t page);
-/* Called by tlb.c at every flush: drops what translated code concluded from the mappings. `page`: only that page. */
-void soft_translation_flush(struct soft_cpu *cpu, bool global, bool page, gva_t a);
+/* Between a write and the question whether the page has code by now: whoever translates it asks the other way round, so one of the two sees
+ * the other. */
+static inline void soft_write_fence(void)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+}
+/* space.c, called by tlb.c: ends what translated code concluded from the mappings. shift 0: from all of the current address space, `global`: of
+ * all; else only from the region of 1 << shift bytes around `a`. */
+void soft_translation_flush(struct soft_cpu *cpu, bool global, unsigned shift, gva_t a);
+void soft_translation_switch(struct soft_cpu *cpu, uint32_t pcid, bool keep);
+void soft_translation_forget(struct soft_cpu *cpu, uint32_t pcid);
 
 /* ---- segment.c: addressing with segments, segment loads, far transfers ---- */
 /* Linear address of `off` in segment `seg` for an access of `len` bytes: base added, truncated to the mode's width, canonical/limit/type checks

@@ -117,6 +117,7 @@ static enum soft_result find_operand(struct soft_cpu *cpu, const struct xinsn *x
 static void note_code_written(struct soft_cpu *cpu, const struct operand *o)
 {
     uint64_t last = o->gpa.v + o->size - 1;
+    soft_write_fence();
     if (soft_page_has_code(cpu, GPA(o->gpa.v & PAGE_MASK)))
         soft_code_written(
             cpu, o->gpa,

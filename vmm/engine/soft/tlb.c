@@ -57,7 +57,7 @@ static uint64_t breakpoints(const struct soft_cpu *cpu, uint64_t a, uint64_t len
 
 void soft_tlb_note_large(struct soft_cpu *cpu, uint64_t a, uint32_t page_size)
 {
-    unsigned h = bloom_hash(a >> SHIFT_LARGE, 10);
+    unsigned h = bloom_hash(a >> SHIFT_LARGE, 16);
     cpu->track.large_4m[h / 64] |= 1ull << (h & 63);
     if (page_size == 1u << SHIFT_HUGE) cpu->track.large_1g |= 1ull << bloom_hash(a >> SHIFT_HUGE, 6);
 }
@@ -259,10 +259,10 @@ void soft_tlb_flush_all(struct soft_cpu *cpu)
     cpu->track.large_1g = 0;
     cpu->jump_mix++;
     cpu->track.walk_epoch++;
-    soft_translation_flush(cpu, true, false, GVA(0));
+    soft_translation_flush(cpu, true, 0, GVA(0));
 }
 
-void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
+static void drop_local(struct soft_cpu *cpu)
 {
     for (unsigned idx = 0; idx < MMU_IDX_COUNT; idx++) {
         if (!(cpu->track.local_used & 1u << idx)) continue; /* a kernel's own pages are global, all of them */
@@ -277,7 +277,26 @@ void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
     cpu->track.local_used = 0;
     cpu->jump_mix++;
     cpu->track.walk_epoch++;
-    soft_translation_flush(cpu, false, false, GVA(0));
+}
+
+void soft_tlb_flush_nonglobal(struct soft_cpu *cpu)
+{
+    drop_local(cpu);
+    soft_translation_flush(cpu, false, 0, GVA(0));
+}
+
+/* Data entries are not kept across a switch: looking them up again was not what switches cost. */
+void soft_tlb_switch(struct soft_cpu *cpu, uint32_t pcid, bool keep)
+{
+    drop_local(cpu);
+    soft_translation_switch(cpu, pcid, keep);
+}
+
+void soft_tlb_forget(struct soft_cpu *cpu, uint32_t pcid)
+{
+    uint32_t now = cpu->cr4 & CR4_PCIDE ? (uint32_t)cpu->cr3 & 0xfff : 0;
+    if (pcid == now || pcid == EVERY_PCID) drop_local(cpu);
+    soft_translation_forget(cpu, pcid);
 }
 
 static void drop_entry(struct soft_cpu *cpu, unsigned idx, unsigned i)
@@ -317,7 +336,7 @@ static void drop_region(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned
 
 void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
 {
-    unsigned shift = PAGE_SHIFT, h = bloom_hash(a.v >> SHIFT_LARGE, 10);
+    unsigned shift = PAGE_SHIFT, h = bloom_hash(a.v >> SHIFT_LARGE, 16);
     if (cpu->track.large_1g >> bloom_hash(a.v >> SHIFT_HUGE, 6) & 1)
         shift = SHIFT_HUGE;
     else if (cpu->track.large_4m[h / 64] >> (h & 63) & 1)
@@ -329,7 +348,7 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
     }
     cpu->jump_mix++;
     cpu->track.walk_epoch++;
-    soft_translation_flush(cpu, true, shift == PAGE_SHIFT, a);
+    soft_translation_flush(cpu, true, shift, a);
 }
 
 void soft_tlb_protect_page(struct soft_cpu *cpu, gpa_t page)
@@ -447,6 +466,7 @@ static void write_piece(struct soft_cpu *cpu, const struct piece *p, const uint8
         return;
     }
     move(host, src, p->len);
+    soft_write_fence();
     if (soft_page_has_code(cpu, GPA(p->gpa.v & PAGE_MASK))) soft_code_written(cpu, p->gpa, p->len);
 }
 

@@ -164,9 +164,10 @@ struct link {
     uint32_t jump;       /* code offset of the rel32 to patch */
     uint32_t stub;       /* code offset the rel32 goes to while unlinked */
     uint32_t block;      /* the block it belongs to */
-    uint32_t next;       /* in the list of cross-page links */
+    uint32_t next;       /* in a list of linked branches between pages */
     uint32_t extra_mode; /* MODE_NO_MERGE: to the variant of the code that checks every access on its own */
     uint32_t to_mode;    /* of the block it leads to */
+    uint32_t to;         /* that block, when linked */
     bool cross_page;
     bool linked;
 };
@@ -206,6 +207,35 @@ struct step_entry {
     struct xinsn x;
 };
 
+/* space.c: what was concluded from how pages with code are mapped */
+#define SPACES 8u /* Linux uses seven PCIDs */
+#define SPACE_JUMPS 256u
+#define HOME_HASH_BITS 13
+struct soft_space {
+    uint64_t id; /* never 0 and never used again */
+    uint32_t pcid;
+    uint32_t saved;
+    bool passing; /* not to be kept at the next switch */
+    struct saved_jump {
+        uint64_t neg_rip;
+        uint32_t host; /* code offset */
+        uint32_t slot; /* (mmu index << 16) | slot */
+    } jump[SPACE_JUMPS];
+};
+/* A virtual page, not global, that code was fetched from; in the meta arena. */
+struct home {
+    uint64_t page, gpa;
+    uint64_t space; /* id of the one that `links` hold for */
+    uint32_t links; /* linked branches out of it into other pages, or to blocks that go on in the next page */
+    uint32_t next;
+};
+struct fetch {
+    uint64_t tag, gpa;
+    uint8_t *host;
+    uint64_t space; /* id; 0: a global page */
+    uint8_t idx;
+};
+
 struct soft_private {
     uint8_t *code; /* writable and executable, private to this vCPU: engine.c says why */
     uint32_t code_used, code_stubs_end;
@@ -219,21 +249,20 @@ struct soft_private {
     uint32_t ordered;
     uint64_t
         divides[64]; /* guest-physical addresses of divisions that have trapped: there the divisor is looked at first */
-    uint32_t cross_links[2];                  /* linked branches between pages: [1] those between global pages */
+    uint32_t cross_links
+        [2]; /* linked branches out of global pages into others: [1] into global ones (other links: struct home) */
     uint32_t jumps_filled[2];                 /* [1]: entries for global pages */
     uint32_t jump_filled[2][JUMP_CACHE_SIZE]; /* (mmu index << 16) | slot of the filled jump cache entries */
-    uint64_t code_pages[1024]; /* Bloom filter of the virtual pages that anything here was concluded from */
+    uint64_t code_pages[1024];                /* Bloom filter of the global pages that code was fetched from */
+    uint32_t home_hash[1u << HOME_HASH_BITS]; /* pages that are not global and had code fetched from them, by address */
+    uint64_t space_ids;                       /* given out so far */
+    uint32_t current;                         /* space */
+    struct soft_space space[SPACES];
     struct {
         uint64_t page;
         uint32_t misses;
     } near_miss[64]; /* writes to a page with code that hit no block */
-    struct {
-        uint64_t tag;
-        uint64_t gpa;
-        uint8_t *host;
-        uint8_t idx;
-        bool global;
-    } itlb[ITLB_SIZE];
+    struct fetch itlb[ITLB_SIZE];
     struct step_entry step[STEP_CACHE_SIZE];
     /* stubs, as code offsets */
     uint32_t stub_enter;
@@ -263,8 +292,10 @@ struct soft_engine {
     struct soft_cpu *cpu[ENGINE_MAX_VCPUS];
     _Atomic uint64_t *code_map; /* per guest page: bit n set when vCPU n has translations of it */
     uint64_t code_pages;
-    uint64_t tsc_base, wall_base_ns; /* host TSC and UTC when the engine was created */
-    _Atomic uint32_t bus_lock;       /* held around locked operations on operands that no single host access reaches */
+#define CLAIM_LOCKS 64u
+    _Atomic uint32_t claims[CLAIM_LOCKS]; /* vCPUs that are at it to make a page's writes seen, by hash of the page */
+    uint64_t tsc_base, wall_base_ns;      /* host TSC and UTC when the engine was created */
+    _Atomic uint32_t bus_lock; /* held around locked operations on operands that no single host access reaches */
 };
 
 enum soft_stat {
@@ -305,18 +336,20 @@ bool soft_cache_low(const struct soft_private *p);
 struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum soft_result *res);
 struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc);
 void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *to);
-void soft_clear_jumps(struct soft_cpu *cpu, unsigned list);
 void soft_retranslate(struct soft_cpu *cpu, struct block *b); /* it will be made anew when it is next wanted */
-void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to);
 void soft_drain_inbox(struct soft_cpu *cpu);
 /* Reads up to 15 instruction bytes at the current CS:RIP; *avail says how many could be had. SOFT_FAULT when not one. */
 enum soft_result soft_fetch(struct soft_cpu *cpu, uint8_t *bytes, unsigned *avail);
+/* space.c */
 struct code_page {
     uint64_t gpa;
     uint8_t *host;
     bool global;
 };
 enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct code_page *out);
+void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to);
+void soft_fill_jump(struct soft_cpu *cpu, const struct block *b);
+void soft_space_reset(struct soft_cpu *cpu);
 
 /* translate.c */
 /* Translates the code at rip (linear), bytes of its page at `page->host`. `next` is the page after it when the block may go on there, else
