@@ -149,7 +149,13 @@ static void test_backing_file(void **state)
     assert_int_equal(write(fd, base, MIB), MIB);
     close(fd);
     shell("qemu-img create -q -f qcow2 -F raw -b $(basename %s) %s", below, d.path);
+    /* Who only reads the file below is no hindrance, before or after; who writes it is. */
+    struct block *reader, *later;
+    struct block_config ro = {.path = below, .format = "raw", .readonly = true}, rw = {.path = below, .format = "raw"};
+    assert_int_equal(block_open(&ro, d.loop, &reader, &d.e), 0);
     disk_rig_open(&d, writable);
+    assert_int_equal(block_open(&ro, d.loop, &later, &d.e), 0);
+    assert_int_equal(block_open(&rw, d.loop, &(struct block *){NULL}, &d.e), -EBUSY);
     assert_int_equal(disk_do(&d, BLOCK_READ, 0, in, MIB), 0);
     assert_memory_equal(in, base, MIB);
     memset(in, 0x77, 512);
@@ -159,6 +165,12 @@ static void test_backing_file(void **state)
     assert_int_equal(in[512], 0x77);
     assert_memory_equal(in + 1024, base + 1024, 1024);
     disk_rig_close(&d);
+    block_close(reader);
+    block_close(later);
+    /* A writer of QEMU's keeps our readers out, and the other way round. */
+    assert_int_equal(block_open(&ro, d.loop, &reader, &d.e), 0);
+    assert_int_not_equal(system("qemu-io -f raw -c 'write 0 512' \"$(ls disk-test-*.base)\" >/dev/null 2>&1"), 0);
+    block_close(reader);
     /* The file below is as it was. */
     fd = open(below, O_RDONLY);
     assert_int_equal(read(fd, in, MIB), MIB);

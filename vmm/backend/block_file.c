@@ -70,22 +70,49 @@ static int find_size(struct block *b, uint64_t *size, struct nerr *e)
     return 0;
 }
 
-/* Locks of the open file description: the kernel drops them with the last descriptor, whatever way the process ends. The whole file,
- * so that they also conflict with the bytes that QEMU locks. */
+/* Bytes that QEMU locks (its block/file-posix.c): 100 + n says "I have permission n", 200 + n "nobody else may have it". */
+#define LOCK_READS 100
+#define LOCK_WRITES 101
+#define LOCK_RESIZES 103
+#define LOCK_NO_WRITERS 201
+
+static int set_lock(int fd, short type, off_t start, off_t len)
+{
+    struct flock l = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+    return fcntl(fd, F_OFD_SETLK, &l) ? -errno : 0;
+}
+
+static bool locked_by_other(int fd, off_t at)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
+    return fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
+}
+
+/* A writer locks the whole file. A reader locks what tells QEMU, and us, that there must be no writer, and lets other readers be: the
+ * image may at the same time be the backing file of another machine's disk. */
+static int try_lock(int fd, bool readonly)
+{
+    if (!readonly) return set_lock(fd, F_WRLCK, 0, 0);
+    int r = set_lock(fd, F_RDLCK, LOCK_READS, 1);
+    if (!r) r = set_lock(fd, F_RDLCK, LOCK_NO_WRITERS, 3);
+    if (!r && (locked_by_other(fd, LOCK_WRITES) || locked_by_other(fd, LOCK_RESIZES))) r = -EAGAIN;
+    return r;
+}
+
+/* Locks of the open file description: the kernel drops them with the last descriptor, whatever way the process ends. */
 static int lock_file(struct block *b, bool readonly, struct nerr *e)
 {
-    struct flock l = {.l_type = readonly ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    int r = fcntl(b->file.fd, F_OFD_SETLK, &l);
+    int r = try_lock(b->file.fd, readonly);
     /* A process that was killed a moment ago: the kernel takes its io_uring down, and with that the file, a little later. */
-    for (unsigned i = 0; r && (errno == EAGAIN || errno == EACCES) && i < BUSY_TRIES; i++) {
+    for (unsigned i = 0; (r == -EAGAIN || r == -EACCES) && i < BUSY_TRIES; i++) {
         nanosleep(&(struct timespec){.tv_nsec = BUSY_WAIT_NS}, NULL);
-        r = fcntl(b->file.fd, F_OFD_SETLK, &l);
+        r = try_lock(b->file.fd, readonly);
     }
     if (!r) return 0;
-    if (errno == EAGAIN || errno == EACCES)
+    if (r == -EAGAIN || r == -EACCES)
         return nerr_set(e, -EBUSY, "disk %s: it is in use by another virtual machine or program%s", b->path,
                         readonly ? " that writes to it" : "; end that, or give both the disk with ro");
-    nc_warn("disk %s: its file system has no locks (%s); see to it that nobody else uses it", b->path, strerror(errno));
+    nc_warn("disk %s: its file system has no locks (%s); see to it that nobody else uses it", b->path, strerror(-r));
     return 0;
 }
 
