@@ -1,4 +1,5 @@
 """The full Debian guest of tools/image.sh: started with its own copy of the image, logged in on the serial console, commands run."""
+import atexit
 import itertools
 import os
 import re
@@ -54,18 +55,21 @@ class Debian(vm.Guest):
     def __init__(self, command):
         self.started = time.monotonic()
         super().__init__(command)
+        atexit.register(self.kill)  # whatever ends the test ends the guest
 
     def login(self):
         _, at = self.expect(r"nacelle-guest login: ", PROMPT_TIMEOUT)
         self.boot_seconds = at - self.started
         self.boot_cpu = self.cpu_seconds()
         self.write("root\n")
-        self.expect(r"Password: ", 120)
+        self.expect(r"Password: ", 300)
         self.write("nacelle\n")
-        self.expect(r"# ", 120)
-        # No echo and no prompt: what comes is what commands print.
-        self.write("stty -echo; PS1=; dmesg -n 1; echo rea''dy\n")
-        self.expect(r"^ready$", 60)
+        self.expect(r":~# ", 300)
+        # A shell without line editing; no echo and no prompt: what comes is what commands print.
+        self.write("exec dash\n")
+        self.expect(r"^(?:\x1b\[\?2004l)?# ", 300)
+        self.write("stty -echo; PS1=; PS2=; dmesg -n 1; echo rea''dy\n")
+        self.expect(r"^ready$", 300)
         return self
 
     def run(self, command, seconds=120, check=True):
