@@ -10,7 +10,7 @@ build=${NACELLE_BUILD:-build}
 only=" ${NACELLE_LAB_TESTS:-} "
 failed=0
 # On a machine with other things to do everything takes so many times longer.
-slower=$(awk -v cpus="$(nproc)" '{ n = int($1 / cpus + 1); print n > 8 ? 8 : n }' /proc/loadavg)
+slower=$(awk -v cpus="$(nproc)" '{ n = int($1 / cpus + 1); print (n > 8 ? 8 : n) }' /proc/loadavg)
 wanted() { [ "$only" = "  " ] || [[ $only == *" $1 "* ]]; }
 
 if wanted self; then tests/lab/self.sh || failed=1; fi
