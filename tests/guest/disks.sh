@@ -1,0 +1,7 @@
+#!/bin/bash
+# The full Debian image boots to a login, and its disks keep what they are given.
+cd "$(dirname "$0")/../.." || exit 1
+directory=$(tools/image.sh) || exit 1
+work=$(mktemp -d "${NACELLE_BUILD:-build}/disks.XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+timeout -k 5 900 python3 tests/guest/disks.py "$directory" "$work"
