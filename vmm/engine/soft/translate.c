@@ -489,7 +489,8 @@ static unsigned copy_code(const struct code_page *page, const struct code_page *
     unsigned end = (unsigned)PAGE_SIZE * (next ? 2 : 1), n = end - off < 15 ? end - off : 15;
     for (unsigned i = 0; i < n; i++) {
         unsigned at = off + i;
-        bytes[i] = at < PAGE_SIZE ? page->host[at] : next->host[at - PAGE_SIZE];
+        const struct code_page *in = at < PAGE_SIZE || !next ? page : next;
+        bytes[i] = in->host[at & (PAGE_SIZE - 1)];
     }
     return n;
 }
