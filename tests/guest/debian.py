@@ -81,7 +81,8 @@ class Debian(vm.Guest):
         output = self.text[begin:match.start()]
         status = int(match.group(1))
         if check and status:
-            vm.fail("'%s' ended with %d:\n%s" % (command, status, output[-600:]), self)
+            kernel, _ = self.run("dmesg | tail -n 25", check=False)
+            vm.fail("'%s' ended with %d:\n%s\nthe kernel's last words:\n%s" % (command, status, output[-600:], kernel), self)
         return output if check else (output, status)
 
     def power_off(self, seconds=120):

@@ -130,6 +130,12 @@ static struct soft_cpu *new_cpu(void)
     return cpu;
 }
 
+/* Most code of a boot never runs again, and its translations are the larger part of the VMM's memory: a vCPU that wakes up after a pause
+ * starts anew when it has many of them. What it still runs is translated again, once: after each time twice as much may gather. */
+#define TRIM_FIRST (6u << 20) /* bytes of host code */
+#define TRIM_IDLE_MS 300u
+#define KEEP (2ull << 20) /* a large page; the shared stubs are in it */
+
 static int soft_set_state(struct vcpu *v, const struct cpu_state *s, struct nerr *e);
 
 static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq_port *port, struct vcpu **out,
@@ -147,6 +153,7 @@ static int soft_vcpu_create(struct engine *g, unsigned id, const struct vcpu_irq
     cpu->port = port;
     cpu->engine = &g->soft;
     cpu->priv->meta_used = 64;
+    cpu->priv->trim_at = TRIM_FIRST;
     for (unsigned i = 0; i < MMU_IDX_COUNT; i++) cpu->jump[i][0].neg_rip = JUMP_EMPTY(0);
     for (unsigned i = 0; i < ITLB_SIZE; i++) cpu->priv->itlb[i].tag = TLB_INVALID;
     soft_tlb_init(cpu);
@@ -344,6 +351,18 @@ static int soft_set_clock(struct engine *g, uint64_t ns)
     return 0;
 }
 
+static void trim_after_idling(struct soft_cpu *cpu)
+{
+    struct soft_private *p = cpu->priv;
+    uint64_t since = cpu->halt_tsc;
+    cpu->halt_tsc = 0;
+    if (!since || p->code_used < p->trim_at || host_tsc() - since < TRIM_IDLE_MS * cpu->tsc_khz) return;
+    p->trim_at *= 2;
+    soft_cache_flush(cpu);
+    (void)madvise(p->code + KEEP, CODE_CACHE_SIZE - KEEP, MADV_DONTNEED);
+    (void)madvise(p->meta, META_SIZE, MADV_DONTNEED);
+}
+
 static void soft_run(struct vcpu *v, struct vcpu_exit *exit)
 {
     int r = soft_thread_bind(v->cpu);
@@ -352,7 +371,9 @@ static void soft_run(struct vcpu *v, struct vcpu_exit *exit)
         strncpy(exit->fail, "the vCPU's thread could not be set up (alternate stack, %gs)", sizeof exit->fail - 1);
         return;
     }
+    trim_after_idling(v->cpu);
     soft_run_loop(v->cpu, exit);
+    if (exit->kind == VCPU_EXIT_HLT) v->cpu->halt_tsc = host_tsc();
 }
 
 static void soft_kick(struct vcpu *v)

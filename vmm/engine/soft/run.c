@@ -395,7 +395,7 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
         }
         soft_take_flags(cpu, cpu->tmp[1]);
         if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) return SOFT_OK;
-        struct block *b = soft_find_block(cpu, link ? link->extra_mode : 0, &r);
+        struct block *b = soft_find_block(cpu, link && link->no_merge ? MODE_NO_MERGE : 0, &r);
         if (!b) return r != SOFT_OK ? r : step_one(cpu);
         if (generation != p->generation)
             generation = p->generation;

@@ -222,8 +222,8 @@ static uint32_t split_link(struct soft_private *p, const struct site *site)
     *(struct link *)meta_ptr(p, off) =
         (struct link){.target = b->rip + site->guest,
                       .block = site->block,
-                      .extra_mode = MODE_NO_MERGE,
-                      .to_mode = b->mode | MODE_NO_MERGE,
+                      .no_merge = true,
+                      .to_mode = (uint16_t)(b->mode | MODE_NO_MERGE),
                       .cross_page = ((b->rip ^ (b->rip + site->guest)) & PAGE_MASK) != 0};
     return off;
 }

@@ -234,6 +234,7 @@ struct soft_cpu {
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     unsigned vcpus; /* of the VM (topology in CPUID) and the TSC's frequency: set before soft_cpuid_init() */
     uint64_t tsc_khz;
+    uint64_t halt_tsc; /* host TSC when run() last came back with VCPU_EXIT_HLT; else 0 */
     struct {
         uint64_t system_msr;             /* KVM's clock: where the guest wants it */
         uint64_t tsc_base, wall_base_ns; /* host TSC and UTC at the VM's creation, the same on all vCPUs */

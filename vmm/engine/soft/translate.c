@@ -26,7 +26,7 @@ uint32_t tr_new_link(struct tr *t, uint64_t target)
         return 0;
     }
     struct link *l = meta_ptr(t->p, off);
-    *l = (struct link){.target = target, .block = t->b_off, .to_mode = t->mode & ~MODE_NO_MERGE};
+    *l = (struct link){.target = target, .block = t->b_off, .to_mode = (uint16_t)(t->mode & ~MODE_NO_MERGE)};
     l->cross_page = ((target ^ t->b->rip) & PAGE_MASK) != 0;
     return off;
 }
@@ -49,7 +49,7 @@ void tr_link_jump(struct tr *t, uint64_t target, uint32_t mode)
     uint8_t *jump = emit_jmp(&t->e, NULL);
     struct cold *c = new_cold(t, COLD_LINK, jump);
     c->meta = tr_new_link(t, target);
-    if (c->meta) ((struct link *)meta_ptr(t->p, c->meta))->to_mode = mode;
+    if (c->meta) ((struct link *)meta_ptr(t->p, c->meta))->to_mode = (uint16_t)mode;
 }
 
 static void emit_link_jump(struct tr *t, uint64_t target)

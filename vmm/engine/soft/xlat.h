@@ -112,7 +112,6 @@ struct block {
     uint32_t map; /* meta offset of its struct imap[] */
     uint16_t map_count;
     uint16_t guest_len; /* bytes of guest code it depends on (in its first page) */
-    uint16_t request;   /* offset of the instruction before which exit requests are looked at */
     bool dead;
     bool global; /* its page is mapped global (both, where it has two) */
 };
@@ -160,16 +159,16 @@ struct branch {
 
 /* A direct branch out of a block. */
 struct link {
-    uint64_t target;     /* guest RIP */
-    uint32_t jump;       /* code offset of the rel32 to patch */
-    uint32_t stub;       /* code offset the rel32 goes to while unlinked */
-    uint32_t block;      /* the block it belongs to */
-    uint32_t next;       /* in a list of linked branches between pages */
-    uint32_t extra_mode; /* MODE_NO_MERGE: to the variant of the code that checks every access on its own */
-    uint32_t to_mode;    /* of the block it leads to */
-    uint32_t to;         /* that block, when linked */
-    bool cross_page;
-    bool linked;
+    uint64_t target;   /* guest RIP */
+    uint32_t jump;     /* code offset of the rel32 to patch */
+    uint32_t stub;     /* code offset the rel32 goes to while unlinked */
+    uint32_t block;    /* the block it belongs to */
+    uint32_t next;     /* in a list of linked branches between pages */
+    uint32_t to;       /* the block it leads to, when linked */
+    uint16_t to_mode;  /* of that block */
+    bool no_merge : 1; /* to the variant of the code that checks every access on its own */
+    bool cross_page : 1;
+    bool linked : 1;
 };
 
 enum soft_host_exit {
@@ -274,6 +273,7 @@ struct soft_private {
     struct soft_inbox inbox;
     uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out, by plain or host-page */
     uint32_t next_trial;
+    uint32_t trim_at;      /* bytes of host code that idling gives back: engine.c */
     struct tr *translator; /* working state of translate.c, made at first use */
     uint32_t pending_read; /* a read that the VMM is to answer: */
 #define PENDING_MMIO 1u
