@@ -41,8 +41,11 @@ def main():
     limited = create(work + "/limited.img", 64)
     guest = debian.Debian(debian.ours(directory, [
         overlay, raw + ",format=raw,serial=RAW-1", direct + ",format=raw,cache=none", sata + ",format=raw,if=ahci",
-        limited + ",format=raw,read_bps=2M,write_iops=100", base + ",ro"]))
+        limited + ",format=raw,read_bps=2M,write_iops=100", base + ",ro"], append="root=/dev/vda"))
     guest.login()
+    # Two of the disks have the root's label: by its name it would be either.
+    root = guest.run("findmnt -no SOURCE,OPTIONS /").strip()
+    check("root", re.match(r"/dev/vda +rw", root), root)
     check("login", True, "systemd's login prompt after %.0f s, from qcow2 with a backing file" % guest.boot_seconds)
     names = guest.run("lsblk -dno NAME,SIZE,RO,SERIAL").split("\n")
     check("names", any(re.match(r"vdb +256M +0 +RAW-1", n) for n in names) and any(re.match(r"vde +1.4G +1", n) for n in names)
