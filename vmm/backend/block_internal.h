@@ -65,7 +65,7 @@ struct block_step {
 };
 
 struct block_driver {
-    /* Takes a checked request; block_finish() it sooner or later. Any thread, without the lock. */
+    /* Takes a checked request; block_finished() it sooner or later. Any thread, without the lock. */
     void (*start)(struct block *b, struct block_request *r);
     /* With the lock held: sends what start() gathered. */
     void (*commit)(struct block *b);

@@ -132,27 +132,27 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
     return r ? r : machine_devices_create(m, c, e);
 }
 
+static struct engine_ioeventfd engines_form(const struct bus_ioeventfd *io)
+{
+    return (struct engine_ioeventfd){.port = io->space == BUS_PIO,
+                                     .any = io->any,
+                                     .len = io->len,
+                                     .addr = io->addr,
+                                     .value = io->value,
+                                     .fd = io->fd};
+}
+
 static int add_ioeventfd(void *ctx, const struct bus_ioeventfd *io)
 {
     struct machine *m = ctx;
-    struct engine_ioeventfd x = {.port = io->space == BUS_PIO,
-                                 .any = io->any,
-                                 .len = io->len,
-                                 .addr = io->addr,
-                                 .value = io->value,
-                                 .fd = io->fd};
+    struct engine_ioeventfd x = engines_form(io);
     return m->ops->ioeventfd_add(m->engine, &x);
 }
 
 static void remove_ioeventfd(void *ctx, const struct bus_ioeventfd *io)
 {
     struct machine *m = ctx;
-    struct engine_ioeventfd x = {.port = io->space == BUS_PIO,
-                                 .any = io->any,
-                                 .len = io->len,
-                                 .addr = io->addr,
-                                 .value = io->value,
-                                 .fd = io->fd};
+    struct engine_ioeventfd x = engines_form(io);
     m->ops->ioeventfd_remove(m->engine, &x);
 }
 

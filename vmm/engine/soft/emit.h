@@ -1,5 +1,5 @@
 /* Host code bytes: the few x86-64 encodings that the translator makes by itself. All of them leave the
- * flags alone except those named *_flags. */
+ * flags alone but for those named *_flags and emit_alu_imm(). */
 #ifndef NACELLE_SOFT_EMIT_H
 #define NACELLE_SOFT_EMIT_H
 
@@ -112,6 +112,38 @@ static inline void emit_rr(struct emitter *e, unsigned opcode, unsigned rm, unsi
 static inline void emit_mov_rr(struct emitter *e, unsigned dst, unsigned src)
 {
     if (dst != src) emit_rr(e, 0x89, dst, src);
+}
+
+/* Arithmetic with an immediate, sign-extended; w: 64-bit. Sets the flags. */
+enum alu { ALU_ADD = 0, ALU_OR = 1, ALU_AND = 4, ALU_CMP = 7 };
+static inline void emit_alu_imm(struct emitter *e, unsigned w, enum alu op, unsigned reg, uint32_t imm)
+{
+    unsigned rex = (w ? 8u : 0u) | (reg >= 8);
+    if (rex) e8(e, 0x40 | rex);
+    e8(e, 0x81);
+    e8(e, 0xc0 | (unsigned)op << 3 | (reg & 7));
+    e32(e, imm);
+}
+/* 64 bit */
+static inline void emit_shr_flags(struct emitter *e, unsigned reg, unsigned by)
+{
+    e8(e, 0x48 | (reg >= 8));
+    e8(e, 0xc1);
+    e8(e, 0xe8 | (reg & 7));
+    e8(e, by);
+}
+/* 64 bit: f7 /3 neg, ff /0 inc, ff /1 dec */
+static inline void emit_unary_flags(struct emitter *e, unsigned opcode, unsigned digit, unsigned reg)
+{
+    e8(e, 0x48 | (reg >= 8));
+    e8(e, opcode);
+    e8(e, 0xc0 | digit << 3 | (reg & 7));
+}
+/* Registers lent out get their guest values back. */
+static inline void emit_load_saved(struct emitter *e, uint16_t regs)
+{
+    for (unsigned r = 0; r < 16; r++)
+        if (regs & (1u << r)) emit_load_gs(e, r, GS_SAVED(r));
 }
 
 /* A memory operand as host code addresses it. */

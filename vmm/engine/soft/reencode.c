@@ -1,14 +1,11 @@
 /* Emits a guest instruction again, byte for byte but for its ModRM memory operand. */
 #include "vmm/engine/soft/tr.h"
 
-static bool is_legacy_prefix(uint8_t b)
+/* Address size and segments: the new operand needs none. */
+static bool is_dropped_prefix(uint8_t b)
 {
     switch (b) {
-    case 0x66:
     case 0x67:
-    case 0xf0:
-    case 0xf2:
-    case 0xf3:
     case 0x2e:
     case 0x36:
     case 0x3e:
@@ -19,18 +16,9 @@ static bool is_legacy_prefix(uint8_t b)
     }
 }
 
-static bool is_dropped_prefix(uint8_t b)
+static bool is_legacy_prefix(uint8_t b)
 {
-    switch (b) { /* address size and segments: the new operand needs none */
-    case 0x67:
-    case 0x2e:
-    case 0x36:
-    case 0x3e:
-    case 0x26:
-    case 0x64:
-    case 0x65: return true;
-    default: return false;
-    }
+    return b == 0x66 || b == 0xf0 || b == 0xf2 || b == 0xf3 || is_dropped_prefix(b);
 }
 
 /* Does the operand-size prefix choose the operand size? Else it is none of the operand's business or part of the opcode. */

@@ -14,35 +14,19 @@
 #define AT_DELTA 27        /* disp32 in mov or add s, %gs:delta */
 #define UPGRADE_ROOM 1024u /* host bytes that an upgrade may take */
 
-static void load_saved(struct emitter *e, uint16_t regs)
-{
-    for (unsigned r = 0; r < 16; r++)
-        if (regs & (1u << r)) emit_load_gs(e, r, GS_SAVED(r));
-}
-
-/* op r32, imm32 with the /digit of `digit` */
-static void emit_imm32(struct emitter *e, unsigned w, unsigned digit, unsigned r, uint32_t imm)
-{
-    unsigned rex = (w ? 8u : 0u) | (r >= 8);
-    if (rex) e8(e, 0x40 | rex);
-    e8(e, 0x81);
-    e8(e, 0xc0 | digit << 3 | (r & 7));
-    e32(e, imm);
-}
-
 /* Does the range cross a page border, or is a check that stands before a test for NULL about NULL? `from`: where to patch the jumps taken
  * then; else the scratch holds its address. */
 static void emit_split_test(struct emitter *e, const struct site *site, uint8_t *from[2])
 {
     unsigned s = site->scratch;
-    emit_store_gs(e, GS_TMP(6), s);                    /* the base register may be RAX, which holds the flags now */
-    emit_imm32(e, 0, 4, s, (uint32_t)(PAGE_SIZE - 1)); /* and s32, 4095 */
-    emit_imm32(e, 0, 7, s, (uint32_t)PAGE_SIZE - 1 - site->span); /* cmp s32, 4096 - size */
+    emit_store_gs(e, GS_TMP(6), s); /* the base register may be RAX, which holds the flags now */
+    emit_alu_imm(e, 0, ALU_AND, s, (uint32_t)(PAGE_SIZE - 1));            /* and s32, 4095 */
+    emit_alu_imm(e, 0, ALU_CMP, s, (uint32_t)PAGE_SIZE - 1 - site->span); /* cmp s32, 4096 - size */
     from[0] = emit_jcc(e, 7, NULL);
     from[1] = NULL;
     emit_load_gs(e, s, GS_TMP(6));
     if (!(site->flags & SITE_HOISTED)) return;
-    emit_imm32(e, 1, 7, s, (uint32_t)PAGE_SIZE); /* cmp s, 4096 */
+    emit_alu_imm(e, 1, ALU_CMP, s, (uint32_t)PAGE_SIZE); /* cmp s, 4096 */
     from[1] = emit_jcc(e, 2, NULL);
 }
 
@@ -50,7 +34,6 @@ static void emit_split_test(struct emitter *e, const struct site *site, uint8_t 
 static void emit_split(struct soft_private *p, struct emitter *e, const struct site *site, uint32_t link,
                        uint8_t *const from[2])
 {
-    uint16_t borrowed = site->borrowed;
     for (unsigned n = 0; n < 2; n++)
         if (from[n]) patch_rel32(from[n], e->p);
     if (site->flags & SITE_FLAGS) { /* as after a check that held */
@@ -58,7 +41,7 @@ static void emit_split(struct soft_private *p, struct emitter *e, const struct s
         e8(e, 0x7f); /* add al, 0x7f */
         e8(e, 0x9e); /* sahf */
     }
-    load_saved(e, borrowed);
+    emit_load_saved(e, site->borrowed);
     struct link *l = meta_ptr(p, link);
     uint8_t *jump = emit_jmp(e, NULL);
     patch_rel32(jump, e->p);
@@ -97,14 +80,11 @@ static uint8_t *emit_probe(struct emitter *e, const struct site *site, unsigned 
 {
     unsigned s = site->scratch;
     emit_mov_rr(e, r[0], s);
-    e8(e, 0x48 | (r[0] >= 8));
-    e8(e, 0xc1);
-    e8(e, 0xe8 | (r[0] & 7));
-    e8(e, 12 - 5); /* shr r0, 7 */
-    emit_imm32(e, 0, 4, r[0], (TLB_SIZE - 1) << 5);
+    emit_shr_flags(e, r[0], 12 - 5);
+    emit_alu_imm(e, 0, ALU_AND, r[0], (TLB_SIZE - 1) << 5);
     struct host_mem last = {(uint8_t)s, INSN_NOREG, 1, site->span};
     emit_lea(e, r[1], last);
-    emit_imm32(e, 1, 4, r[1], 0xfffff000u);
+    emit_alu_imm(e, 1, ALU_AND, r[1], 0xfffff000u);
     uint32_t tlb = GS(tlb) + idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
     bool write = site->flags & SITE_WRITE;
     uint32_t tag_at = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
@@ -203,7 +183,7 @@ static void emit_trial(struct soft_private *p, struct emitter *e, const struct s
     emit_gs(e, 0, 0xff, 1, at + (uint32_t)offsetof(struct site_trial, left)); /* dec dword */
     uint8_t *over = emit_jcc(e, 4, NULL);
     emit_gs(e, 1, 0x2b, s, site->slot);
-    emit_imm32(e, 1, 7, s, 4095u - site->span);
+    emit_alu_imm(e, 1, ALU_CMP, s, 4095u - site->span);
     uint8_t *miss = emit_jcc(e, 7, NULL);
     emit_gs(e, 1, site->flags & SITE_HOSTPAGE ? 0x03 : 0x8b, s, site->slot + 8);
     emit_jmp(e, p->code + site->retry + SITE_CHECK_BYTES);

@@ -209,7 +209,6 @@ struct soft_cpu {
     uint64_t host_rsp;
     uint64_t host_pc;   /* where to enter translated code */
     uint64_t exit_info; /* what the exit is about: a block exit, a memory site, ... */
-    uint64_t jump_mix;  /* counts TLB flushes */
     struct cpu_segment seg[SEG_COUNT];
     uint64_t tsc_offset;
     uint8_t bounce[128] __attribute__((aligned(64)));
@@ -493,12 +492,6 @@ void soft_fpu_park(struct soft_cpu *cpu);
 void soft_fpu_resume(struct soft_cpu *cpu);
 
 /* ---- register access by operand (header-only) ---- */
-static inline uint64_t soft_reg_read(const struct soft_cpu *cpu, const struct insn_op *o)
-{
-    if (o->reg_class == RC_GPR_HIGH8) return (cpu->gpr[o->reg] >> 8) & 0xff;
-    uint64_t v = cpu->gpr[o->reg];
-    return o->size == 8 ? v : o->size == 4 ? (uint32_t)v : o->size == 2 ? (uint16_t)v : (uint8_t)v;
-}
 /* 32-bit writes zero the upper half, as in 64-bit mode (harmless in the others: it is zero there). */
 static inline void soft_gpr_write(struct soft_cpu *cpu, unsigned reg, uint64_t v, unsigned size)
 {

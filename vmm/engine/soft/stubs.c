@@ -164,19 +164,11 @@ static uint8_t *emit_find(struct emitter *e, const struct look_up *l, unsigned i
     e8(e, 0xb7);
     emit_modrm(e, l->page, &span, 1); /* movzx page, word [site.span] */
     emit_rr(e, 0x01, l->page, l->s);
-    e8(e, 0x48);
-    e8(e, 0x81);
-    e8(e, 0xe0 | l->page);
-    e32(e, 0xfffff000u); /* and page, -4096 */
+    emit_alu_imm(e, 1, ALU_AND, l->page, (uint32_t)PAGE_MASK);
     /* delta = TLB index in bytes, from the first byte */
     emit_mov_rr(e, l->delta, l->s);
-    e8(e, 0x48);
-    e8(e, 0xc1);
-    e8(e, 0xe8 | l->delta);
-    e8(e, 12 - 5); /* shr delta, 7 */
-    e8(e, 0x81);
-    e8(e, 0xe0 | l->delta);
-    e32(e, (TLB_SIZE - 1) << 5); /* and delta32, mask */
+    emit_shr_flags(e, l->delta, 12 - 5);
+    emit_alu_imm(e, 0, ALU_AND, l->delta, (TLB_SIZE - 1) << 5);
     uint32_t tlb = GS(tlb) + idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
     uint32_t tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
     struct host_mem at_tag = {l->delta, INSN_NOREG, 1, (int32_t)(tlb + tag)};
@@ -219,11 +211,8 @@ static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsi
     emit_rr(e, 0x01, l.delta, l.page); /* the page's host address */
     hot[1] = emit_fill(p, e, &l, SITE_CHECK_BYTES);
     emit_load_gs(e, s, GS_TMP(6));
-    if (s >= 8) e8(e, 0x41);
-    e8(e, 0x81);
-    e8(e, 0xe0 | (s & 7));
-    e32(e, (uint32_t)(PAGE_SIZE - 1)); /* and s32, 4095 */
-    emit_rr(e, 0x01, s, l.delta);      /* the operand's */
+    emit_alu_imm(e, 0, ALU_AND, s, (uint32_t)PAGE_SIZE - 1);
+    emit_rr(e, 0x01, s, l.delta); /* the operand's */
     emit_bring_back(e, &l);
     emit_gs(e, 0, 0xff, 4, GS_TMP(5));
 
@@ -241,15 +230,6 @@ static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsi
 }
 
 /* ---- system calls ---- */
-
-static void emit_alu32(struct emitter *e, unsigned op, unsigned reg, uint32_t imm)
-{
-    if (reg >= 8) e8(e, 0x41);
-    e8(e, 0x81);
-    e8(e, 0xc0 | op << 3 | (reg & 7));
-    e32(e, imm);
-}
-enum { OP_ADD = 0, OP_OR_ = 1, OP_AND = 4, OP_TEST = 8 };
 
 static void emit_test32(struct emitter *e, unsigned reg, uint32_t imm)
 {
@@ -349,28 +329,28 @@ static void make_syscall(struct soft_cpu *cpu, struct emitter *e, unsigned idx)
     uint8_t *odd = emit_jcc(e, 5, NULL);
     emit_store_gs(e, GS_TMP(4), R_RCX);
     emit_shr32(e, R_RCX, 9);
-    emit_alu32(e, OP_AND, R_RCX, 1);
+    emit_alu_imm(e, 0, ALU_AND, R_RCX, 1);
     emit_gs(e, 0, 0x88, R_RCX, GS(if_flag));
     emit_load_gs(e, R_RCX, GS_TMP(4));
-    emit_alu32(e, OP_AND, R_RCX, keep);
+    emit_alu_imm(e, 0, ALU_AND, R_RCX, keep);
     emit_store_gs(e, GS(rflags), R_RCX);
     emit_ring(e, 0, idx);
     emit_movzx16_gs(e, R_RCX, GS(star) + 4);
-    emit_alu32(e, OP_AND, R_RCX, ~3u);
+    emit_alu_imm(e, 0, ALU_AND, R_RCX, ~3u);
     emit_selector(e, SEG_CS, R_RCX);
-    emit_alu32(e, OP_ADD, R_RCX, 8);
+    emit_alu_imm(e, 0, ALU_ADD, R_RCX, 8);
     emit_selector(e, SEG_SS, R_RCX);
     emit_gs(e, 0, 0xf7, 0, GS_TMP(4));
     e32(e, FL_ARITH); /* test dword: any left? Not with Linux */
     uint8_t *some = emit_jcc(e, 5, NULL);
     emit_mov_imm(e, R_RCX, 1);
-    emit_alu32(e, OP_ADD, R_RCX, 0); /* all six become 0 */
+    emit_alu_imm(e, 0, ALU_ADD, R_RCX, 0); /* all six become 0 */
     uint8_t *go = e->p;
     emit_load_gs(e, R_RCX, GS_TMP(3));
     emit_gs(e, 0, 0xff, 4, GS_TMP(0));
     patch_rel32(some, e->p);
     emit_load_gs(e, R_RCX, GS_TMP(4));
-    emit_alu32(e, OP_AND, R_RCX, FL_ARITH);
+    emit_alu_imm(e, 0, ALU_AND, R_RCX, FL_ARITH);
     emit_store_gs(e, GS_TMP(6), R_RSP);
     emit_load_gs(e, R_RSP, GS(host_rsp));
     emit_push(e, R_RCX);
@@ -378,7 +358,7 @@ static void make_syscall(struct soft_cpu *cpu, struct emitter *e, unsigned idx)
     emit_load_gs(e, R_RSP, GS_TMP(6));
     emit_jmp(e, go);
     patch_rel32(odd, e->p); /* the flags as they were, from the image */
-    emit_alu32(e, OP_AND, R_R11, FL_ARITH);
+    emit_alu_imm(e, 0, ALU_AND, R_R11, FL_ARITH);
     emit_store_gs(e, GS_TMP(6), R_RSP);
     emit_load_gs(e, R_RSP, GS(host_rsp));
     emit_push(e, R_R11);
@@ -419,24 +399,24 @@ static void make_sysret(struct soft_cpu *cpu, struct emitter *e)
     emit_store_gs(e, GS_TMP(0), R_RDX);
     emit_mov32(e, R_RCX, R_R11);
     emit_shr32(e, R_RCX, 9);
-    emit_alu32(e, OP_AND, R_RCX, 1);
+    emit_alu_imm(e, 0, ALU_AND, R_RCX, 1);
     emit_gs(e, 0, 0x88, R_RCX, GS(if_flag));
     emit_mov32(e, R_RCX, R_R11);
-    emit_alu32(e, OP_AND, R_RCX, keep);
+    emit_alu_imm(e, 0, ALU_AND, R_RCX, keep);
     emit_store_gs(e, GS(rflags), R_RCX);
     emit_ring(e, 3, MMU_USER);
     emit_movzx16_gs(e, R_RCX, GS(star) + 6);
-    emit_alu32(e, OP_ADD, R_RCX, 8);
-    emit_alu32(e, OP_OR_, R_RCX, 3);
+    emit_alu_imm(e, 0, ALU_ADD, R_RCX, 8);
+    emit_alu_imm(e, 0, ALU_OR, R_RCX, 3);
     emit_selector(e, SEG_SS, R_RCX);
     emit_movzx16_gs(e, R_RCX, GS(star) + 6);
-    emit_alu32(e, OP_ADD, R_RCX, 16);
-    emit_alu32(e, OP_OR_, R_RCX, 3);
+    emit_alu_imm(e, 0, ALU_ADD, R_RCX, 16);
+    emit_alu_imm(e, 0, ALU_OR, R_RCX, 3);
     emit_selector(e, SEG_CS, R_RCX);
     emit_mov32(e, R_RAX, R_R11);
     emit_mov32(e, R_RCX, R_R11);
     emit_shr32(e, R_RCX, 11);
-    emit_alu32(e, OP_AND, R_RCX, 1);
+    emit_alu_imm(e, 0, ALU_AND, R_RCX, 1);
     e8(e, 0x88);
     e8(e, 0xc4); /* mov ah, al */
     e8(e, 0x80);

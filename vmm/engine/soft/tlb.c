@@ -257,7 +257,6 @@ void soft_tlb_flush_all(struct soft_cpu *cpu)
     cpu->track.used = cpu->track.local_used = 0;
     fill_words(cpu->track.large_4m, 0, sizeof(cpu->track.large_4m) / 8);
     cpu->track.large_1g = 0;
-    cpu->jump_mix++;
     cpu->track.walk_epoch++;
     soft_translation_flush(cpu, true, 0, GVA(0));
 }
@@ -275,7 +274,6 @@ static void drop_local(struct soft_cpu *cpu)
         drop_mapped(cpu->tlb[idx], cpu->track.local[idx]);
     }
     cpu->track.local_used = 0;
-    cpu->jump_mix++;
     cpu->track.walk_epoch++;
 }
 
@@ -346,7 +344,6 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, gva_t a)
         if (shift != PAGE_SHIFT || maybe_in_sites(cpu, idx, a.v)) drop_sites_in_region(cpu, idx, a.v, shift);
         drop_region(cpu, idx, a.v, shift);
     }
-    cpu->jump_mix++;
     cpu->track.walk_epoch++;
     soft_translation_flush(cpu, true, shift, a);
 }

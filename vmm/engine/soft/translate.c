@@ -352,12 +352,6 @@ static void emit_insn(struct tr *t, unsigned i)
     }
 }
 
-static void restore_from(struct tr *t, uint16_t borrowed)
-{
-    for (unsigned r = 0; r < 16; r++)
-        if (borrowed & (1u << r)) emit_load_gs(&t->e, r, GS_SAVED(r));
-}
-
 static void emit_link_stub(struct tr *t, uint32_t link, uint8_t *jump)
 {
     struct link *l = meta_ptr(t->p, link);
@@ -380,7 +374,7 @@ static void emit_cold(struct tr *t, const struct cold *c)
     case COLD_LINK: {
         uint8_t *jump = c->jump;
         if (c->borrowed) { /* registers come back on the way out, then a patchable jump */
-            restore_from(t, c->borrowed);
+            emit_load_saved(e, c->borrowed);
             jump = emit_jmp(e, NULL);
             patch_rel32(jump, e->p);
         }
@@ -389,21 +383,21 @@ static void emit_cold(struct tr *t, const struct cold *c)
     }
     case COLD_STI: emit_store_gs8_imm(e, GS(irq_shadow), SHADOW_STI); /* fall through */
     case COLD_REQUEST:
-        restore_from(t, c->borrowed);
+        emit_load_saved(e, c->borrowed);
         emit_store_gs_imm(e, GS(rip), c->rip);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_REQUEST]);
         break;
     case COLD_SPECIAL:
         for (unsigned n = 0; n < c->more; n++) patch_rel32(c->other[n], start);
         if (c->flags) emit_unstash_flags(e);
-        restore_from(t, c->borrowed);
+        emit_load_saved(e, c->borrowed);
         emit_store_gs32_imm(e, GS(exit_info), c->meta);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_SPECIAL]);
         break;
     case COLD_LOOKUP:
         emit_store_gs(e, GS(rip), c->scratch);
         emit_store_gs32_imm(e, GS(exit_info), c->meta);
-        restore_from(t, c->borrowed);
+        emit_load_saved(e, c->borrowed);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_LOOKUP]);
         break;
     }
@@ -536,7 +530,7 @@ static unsigned request_boundary(const struct tr *t)
 static void emit_round(struct tr *t, unsigned safe)
 {
     for (unsigned i = 0; i < t->n && !t->failed; i++) {
-        if (i == safe && !t->strip) tr_request_check(t, i);
+        if (i == safe && t->strip_rounds == NO_REG) tr_request_check(t, i); /* loops in strips have their own */
         tr_begin_groups(t, i);
         emit_insn(t, i);
         tr_end_groups(t, i);

@@ -4,8 +4,8 @@
  * a constant each time round stays on its page for a number of rounds that can be told beforehand. So the loop runs in strips, after a few
  * rounds in which every access is checked (many loops have no more than those):
  *
- *             r = FIRST_ROUNDS
- *     first:  safe point, the guest's instructions with their checks
+ *             safe point; r = FIRST_ROUNDS
+ *     first:  the guest's instructions with their checks
  *             jncc out; dec r; jnz first
  *     strip:  safe point; check each such access; r = the rounds for which all of them stay on their pages, at most STRIP_MOST
  *     loop:   dec r; js strip
@@ -137,24 +137,6 @@ static unsigned take(uint16_t *from, bool low)
 
 /* ---- the strip ---- */
 
-/* op r, imm32 by its /digit */
-static void emit_imm(struct emitter *e, unsigned w, unsigned digit, unsigned r, uint32_t imm)
-{
-    unsigned rex = (w ? 8u : 0u) | (r >= 8);
-    if (rex) e8(e, 0x40 | rex);
-    e8(e, 0x81);
-    e8(e, 0xc0 | digit << 3 | (r & 7));
-    e32(e, imm);
-}
-
-/* F7 /digit (neg) or FF /digit (inc, dec) of a 64-bit register */
-static void emit_unary(struct emitter *e, unsigned opcode, unsigned digit, unsigned r)
-{
-    e8(e, 0x48 | (r >= 8));
-    e8(e, opcode);
-    e8(e, 0xc0 | digit << 3 | (r & 7));
-}
-
 /* rounds = min(rounds, how often the group's address can move and still lie in its page) */
 static void emit_bound(struct tr *t, const struct group *g, unsigned rounds, unsigned tmp)
 {
@@ -163,20 +145,17 @@ static void emit_bound(struct tr *t, const struct group *g, unsigned rounds, uns
     if (!stride) return;
     struct host_mem ea = {g->base, g->index, g->scale, g->lo};
     emit_lea(e, tmp, ea);
-    emit_imm(e, 0, 4, tmp, (uint32_t)PAGE_SIZE - 1); /* and tmp32, 4095 */
+    emit_alu_imm(e, 0, ALU_AND, tmp, (uint32_t)PAGE_SIZE - 1); /* and tmp32, 4095 */
     if (g->stride > 0) {
-        emit_unary(e, 0xf7, 3, tmp);                                             /* neg tmp */
-        emit_imm(e, 1, 0, tmp, (uint32_t)PAGE_SIZE - (uint32_t)(g->hi - g->lo)); /* add tmp, 4096 - size */
+        emit_unary_flags(e, 0xf7, 3, tmp);                                                 /* neg tmp */
+        emit_alu_imm(e, 1, ALU_ADD, tmp, (uint32_t)PAGE_SIZE - (uint32_t)(g->hi - g->lo)); /* add tmp, 4096 - size */
     }
     unsigned rex = 0x48 | (tmp >= 8 ? 5u : 0u);
     e8(e, rex);
     e8(e, 0x69);
     e8(e, 0xc0 | (tmp & 7) << 3 | (tmp & 7));
     e32(e, RECIPROCAL(stride)); /* imul tmp, tmp, factor */
-    e8(e, 0x48 | (tmp >= 8));
-    e8(e, 0xc1);
-    e8(e, 0xe8 | (tmp & 7));
-    e8(e, 24);                     /* shr tmp, 24 */
+    emit_shr_flags(e, tmp, 24);
     emit_rr(e, 0x39, tmp, rounds); /* cmp tmp, rounds */
     e8(e, 0x48 | (rounds >= 8 ? 4u : 0u) | (tmp >= 8 ? 1u : 0u));
     e8(e, 0x0f);
@@ -197,10 +176,10 @@ static void emit_strip(struct tr *t, unsigned rounds, unsigned tmp)
         tr_check_group(t, 0, g, g->reg);
         emit_bound(t, g, rounds, tmp);
     }
-    emit_unary(e, 0xff, 0, rounds); /* inc: the round at hand is one more */
+    emit_unary_flags(e, 0xff, 0, rounds); /* inc: the round at hand is one more */
     t->loop = e->p;
-    emit_unary(e, 0xff, 1, rounds); /* dec */
-    emit_jcc(e, 8, t->strip);       /* js */
+    emit_unary_flags(e, 0xff, 1, rounds); /* dec */
+    emit_jcc(e, 8, t->strip);             /* js */
 }
 
 /* Chooses what leaves the loop and gives each check a register of its own. */
@@ -239,6 +218,7 @@ void tr_begin_loop(struct tr *t)
         t->strip_rounds = (uint8_t)take(&left, false);
         t->held = (uint16_t)(1u << t->strip_rounds);
         __builtin_memcpy(t->kept, t->g, sizeof t->g);
+        tr_request_check(t, 0);
         emit_mov_imm(&t->e, t->strip_rounds, FIRST_ROUNDS);
     }
     t->loop = t->e.p;
@@ -251,7 +231,7 @@ void tr_back_edge(struct tr *t, unsigned cc)
     tr_restore(t, (uint16_t)~t->loop_lent);
     if (t->strip_rounds != NO_REG && !t->strip) {
         uint8_t *out = emit_jcc(e, cc ^ 1, NULL);
-        emit_unary(e, 0xff, 1, t->strip_rounds);
+        emit_unary_flags(e, 0xff, 1, t->strip_rounds);
         emit_jcc(e, 5, t->loop);
         t->to_strip = emit_jmp(e, NULL);
         patch_rel32(out, e->p);

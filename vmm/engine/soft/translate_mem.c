@@ -163,10 +163,7 @@ static void emit_check(struct tr *t, unsigned i, const struct check *c)
     add_segment(t, c);
     uint8_t *retry = e->p;
     emit_gs(e, 1, 0x2b, c->s, slot); /* sub s, gs:tag */
-    e8(e, 0x48 | (c->s >= 8));
-    e8(e, 0x81);
-    e8(e, 0xf8 | (c->s & 7));
-    e32(e, 4096u - c->size); /* cmp s, 4096 - size */
+    emit_alu_imm(e, 1, ALU_CMP, c->s, 4096u - c->size);
     uint8_t *ja = emit_jcc(e, 7, NULL);
     if (c->bits && c->ea.index != INSN_NOREG) {
         emit_lea(e, c->s, c->ea);

@@ -219,16 +219,6 @@ static void emit_call_gate(struct tr *t, unsigned i)
 
 /* ---- strings ---- */
 
-static void emit_alu_imm(struct emitter *e, unsigned w, unsigned op, unsigned reg, uint32_t imm)
-{
-    unsigned rex = (w ? 0x48u : 0x40u) | (reg >= 8);
-    if (rex != 0x40) e8(e, rex);
-    e8(e, 0x81);
-    e8(e, 0xc0 | op << 3 | (reg & 7));
-    e32(e, imm);
-}
-enum { ALU_AND = 4, ALU_CMP = 7 };
-
 static void stash_flags(struct emitter *e)
 {
     emit_store_gs(e, GS_TMP(4), R_RAX);
@@ -278,10 +268,7 @@ static void string_side(struct tr *t, unsigned reg, bool write, unsigned shift, 
     emit_mov_rr(e, s, reg);
     emit_alu_imm(e, 1, ALU_AND, s, (uint32_t)PAGE_MASK);
     emit_mov_rr(e, u, reg);
-    e8(e, 0x48 | (u >= 8));
-    e8(e, 0xc1);
-    e8(e, 0xe8 | (u & 7));
-    e8(e, 12 - 5); /* shr u, 7 */
+    emit_shr_flags(e, u, 12 - 5);
     emit_alu_imm(e, 0, ALU_AND, u, (TLB_SIZE - 1) << 5);
     e8(e, 0x65);
     emit_rm(e, 0x3b, s, at_tag); /* cmp s, gs:[u + tag] */

@@ -70,7 +70,6 @@ struct xinsn {
     bool w_ignored;        /* 16/32-bit code: VEX.W or EVEX.W would mean 64-bit registers, and counts for nothing */
     bool is4_bit7_ignored; /* 16/32-bit code: the register number in the last byte has three bits */
     bool checks_mf;        /* a pending x87 exception comes before anything else about it */
-    bool may_host_fault;   /* can raise a host signal by itself (#DE, #MF, #XM, alignment #GP, #UD) */
     uint16_t reg_read;     /* GPRs whose old value matters (partial writes included) */
     uint16_t reg_write;    /* GPRs written in any way */
     uint16_t reg_kill;     /* GPRs fully overwritten without being read */
