@@ -2,7 +2,8 @@
 moves=8
 dd if=/dev/urandom of=/tmp/data bs=64k count=16 2>/dev/null
 want=$(sha256sum </tmp/data)
-# Busy on all CPUs meanwhile.
+# Busy on all CPUs meanwhile. Their files exist before they do: the first move may come before a worker's first round.
+: >/tmp/worked.1 >/tmp/worked.2
 worker() {
     while [ ! -e /tmp/stop ]; do
         [ "$(sha256sum </tmp/data)" = "$want" ] || echo "worker $1: wrong sum"
@@ -11,7 +12,8 @@ worker() {
 }
 worker 1 &
 worker 2 &
-uptime_cs() { cut -d' ' -f1 /proc/uptime | tr -d .; }
+# Without leading zeros: to the shell 0.97 s would be 097, no number.
+uptime_cs() { cut -d' ' -f1 /proc/uptime | sed 's/\.//;s/^0*//'; }
 n=0
 while [ $n -lt $moves ]; do
     n=$((n + 1))
