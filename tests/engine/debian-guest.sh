@@ -3,7 +3,7 @@ moves=8
 dd if=/dev/urandom of=/tmp/data bs=64k count=16 2>/dev/null
 want=$(sha256sum </tmp/data)
 # Busy on all CPUs meanwhile. Their files exist before they do: the first move may come before a worker's first round.
-: >/tmp/worked.1 >/tmp/worked.2
+touch /tmp/worked.1 /tmp/worked.2
 worker() {
     while [ ! -e /tmp/stop ]; do
         [ "$(sha256sum </tmp/data)" = "$want" ] || echo "worker $1: wrong sum"
