@@ -1,56 +1,100 @@
 """I/O of Nacelle against QEMU's TCG: the full Debian image of tools/image.sh, the same disks, one run. See io.sh.
 
-Every row is measured on one machine after the other while the others are idle, so that all see the same load of the host. The value of a
-row is the median of its repeats. Beside the values by the clock stand those by the CPU time that the machine's process used: on a host that is
-busy with other things only these say something."""
+Every row is measured on one machine after the other while the others are idle, and again for each repeat, so that all see the same load
+of the host. A machine that fails a row is started anew for the next one; the row says FAILED, and so does the exit status."""
 import argparse
 import json
-import math
 import os
-import statistics
 import sys
+import time
 
 sys.path[:0] = [os.path.dirname(__file__), os.path.join(os.path.dirname(__file__), "..", "tests", "guest")]
 import debian  # noqa: E402
 import io_net  # noqa: E402
+import io_table  # noqa: E402
 
 MACHINES = ["ours virtio", "QEMU virtio", "ours emulated", "QEMU emulated"]
 MEMORY = 512  # MiB
+RESTARTS = 2  # of one machine; then its remaining rows fail
 
 
 class Options:
-    def __init__(self, quick):
-        self.seconds = 2 if quick else 6
+    def __init__(self, arguments):
+        quick = arguments.quick
+        self.seconds = 2 if quick else 4
         self.ramp = 0.5 if quick else 1
         self.repeats = 1 if quick else 3
         self.boots = 1 if quick else 3
         self.data_mib = 256 if quick else 512
+        self.cpus = arguments.cpus
+        self.out = arguments.out
 
 
-def start(name, directory, out, cpus):
-    """One of MACHINES with a root disk and a data disk; nothing is shared between two."""
-    file_name = name.replace(" ", "-")
-    root = debian.copy_of(directory, "%s/%s-root.img" % (out, file_name))
-    data = "%s/%s-data.img" % (out, file_name)
-    emulated = name.endswith("emulated")
-    if name.startswith("ours"):
-        option = ",if=ahci,format=raw" if emulated else ",format=raw"
-        command = debian.ours(directory, [root + option, data + option], MEMORY, cpus, io_net.ours_options(emulated))
-    else:
-        command = debian.qemu(directory, [root, data], MEMORY, cpus, io_net.qemu_options(emulated), emulated=emulated)
-    return debian.Debian(command)
+class Machine:
+    """One of MACHINES, with a root disk and a data disk of its own."""
+
+    def __init__(self, name, directory, options):
+        self.name, self.directory, self.options = name, directory, options
+        self.emulated = name.endswith("emulated")
+        self.device = "/dev/sdb" if self.emulated else "/dev/vdb"
+        self.files = {part: "%s/%s-%s.img" % (options.out, name.replace(" ", "-"), part) for part in ("root", "data")}
+        self.guest = None
+        self.restarts = RESTARTS
+
+    def start(self):
+        """Boots to a login; gives seconds by the clock and of CPU."""
+        self.stop()
+        root, data = debian.copy_of(self.directory, self.files["root"]), self.files["data"]
+        if not os.path.exists(data):
+            debian.data_disk(data, self.options.data_mib)
+        if self.name.startswith("ours"):
+            option = ",format=raw" + (",if=ahci" if self.emulated else "")
+            command = debian.ours(self.directory, [root + option, data + option], MEMORY, self.options.cpus,
+                                  io_net.ours_options(self.emulated))
+        else:
+            command = debian.qemu(self.directory, [root, data], MEMORY, self.options.cpus, io_net.qemu_options(self.emulated),
+                                  emulated=self.emulated)
+        self.guest = debian.Debian(command)
+        self.guest.login()
+        return self.guest.boot_seconds, self.guest.boot_cpu
+
+    def settle(self):
+        """Lets what starts after the login finish."""
+        self.guest.run("systemctl is-system-running --wait >/dev/null; true", 300)
+        io_net.prepare(self.guest)
+
+    def need(self):
+        """The guest, started again when it did not survive the last row."""
+        if not self.guest:
+            if not self.restarts:
+                raise RuntimeError("it failed too often before")
+            self.restarts -= 1
+            self.start()
+            self.settle()
+        return self.guest
+
+    def stop(self):
+        if self.guest:
+            self.guest.kill()
+        self.guest = None
+
+    def remove(self):
+        self.stop()
+        for path in self.files.values():
+            if os.path.exists(path):
+                os.remove(path)
 
 
-def device(name):
-    return "/dev/sdb" if name.endswith("emulated") else "/dev/vdb"
-
-
-# Rows: (name, unit, function(guest, machine's name, options, peer) -> value; more is better, "s" rows: less is better).
+# Rows: (name, unit, function(machine, options, peer) -> value, seconds of CPU, seconds by the clock). More is better.
 def disk_row(rw, block, depth, unit):
-    def measure(guest, name, options, _):
-        iops, rate = debian.fio(guest, device(name), rw, block, depth, options.seconds, options.ramp)
-        return iops if unit == "IOPS" else rate / 1e6
+    def measure(machine, options, _):
+        iops, rate, cpu, clock = debian.fio_marked(machine.need(), machine.device, rw, block, depth, options.seconds, options.ramp)
+        return iops if unit == "IOPS" else rate / 1e6, cpu, clock
     return measure
+
+
+def net_row(function):
+    return lambda machine, options, peer: function(machine.need(), peer, options.seconds)
 
 
 ROWS = [
@@ -60,120 +104,105 @@ ROWS = [
     ("random write 4 KiB, depth 32", "IOPS", disk_row("randwrite", "4k", 32, "IOPS")),
     ("sequential read 1 MiB", "MB/s", disk_row("read", "1m", 4, "MB/s")),
     ("sequential write 1 MiB", "MB/s", disk_row("write", "1m", 4, "MB/s")),
-]
+] + [(name, unit, net_row(function)) for name, unit, function in io_net.ROWS]
 
 
-def net_row(function):
-    return lambda guest, name, options, peer: function(guest, peer, options.seconds)
+def first_line(problem):
+    lines = str(problem).strip().splitlines() or [repr(problem)]
+    return lines[0] if len(lines[0]) < 200 else lines[0][:200] + " ..."
 
 
-ROWS += [(name, unit, net_row(function)) for name, unit, function in io_net.ROWS]
+class Bench:
+    def __init__(self, machines, options, only):
+        self.machines, self.options = machines, options
+        self.rows = [r for r in ROWS if only in r[0]]
+        self.peer = io_net.Peer()
+        self.began = time.monotonic()
 
+    def say(self, text):
+        print("%5d s  %s" % (time.monotonic() - self.began, text), file=sys.stderr, flush=True)
 
-def boot_row(machines, directory, out, options, cpus, log):
-    """Boot to login, one machine at a time; leaves the last boot of each running. Gives values by machine, and the guests."""
-    values, guests = {m: [] for m in machines}, {}
-    for turn in range(options.boots):
-        for name in machines:
-            guest = start(name, directory, out, cpus)
-            guest.login()
-            values[name].append((guest.boot_seconds, guest.boot_cpu))
-            log("  boot to login, %s: %.1f s (%.1f s of CPU)" % (name, guest.boot_seconds, guest.boot_cpu))
-            if turn + 1 < options.boots:
-                guest.kill()
-            else:
-                guest.run("systemctl is-system-running --wait >/dev/null; true", 300)  # what starts later would disturb
-                guests[name] = guest
-    return values, guests
+    def attempt(self, row, machine, function):
+        """Adds what the function gives to the row; a failure ends the machine and is written down."""
+        try:
+            pair = function()
+        except (debian.vm.Failed, RuntimeError, OSError, ValueError, IndexError) as problem:
+            row.fail(machine.name, first_line(problem))
+            self.say("%-30s %-14s FAILED" % (row.name, machine.name))
+            machine.stop()
+            return
+        row.add(machine.name, pair)
+        self.say("%-30s %-14s %8.4g %s (%.4g by CPU time)" % (row.name, machine.name, pair[0], row.unit, pair[1]))
 
+    def boot(self):
+        """Boot to login. The last boot of each machine stays for the rows."""
+        row = io_table.Row("boot to login", "s")
+        for turn in range(self.options.boots):
+            for machine in self.machines:
+                self.attempt(row, machine, machine.start)
+                if turn + 1 < self.options.boots or not self.rows:
+                    machine.stop()
+                elif machine.guest:
+                    self.settle(row, machine)
+        return row
 
-def timed(measure, guest, name, options, peer):
-    """The value by the clock and by CPU time: what a second of the host's CPU is worth."""
-    cpu = guest.cpu_seconds()
-    value = measure(guest, name, options, peer)
-    cpu = guest.cpu_seconds() - cpu
-    return value, value * (options.seconds + options.ramp) / max(cpu, 0.01)
+    def settle(self, row, machine):
+        try:
+            machine.settle()
+        except debian.vm.Failed as problem:
+            row.fail(machine.name, first_line(problem))
+            machine.stop()
 
+    def measure(self, name, unit, function):
+        row = io_table.Row(name, unit)
 
-def ratio(unit, ours, peer):
-    return peer / ours if unit == "s" else ours / peer
+        def once(machine):
+            value, cpu, clock = function(machine, self.options, self.peer)
+            return value, value * clock / max(cpu, 0.01)
 
+        for _ in range(self.options.repeats):
+            for machine in self.machines:
+                if machine.name not in row.failures:
+                    self.attempt(row, machine, lambda m=machine: once(m))
+        return row
 
-def table(results, which, title):
-    """One table, by the clock (0) or by CPU time (1); gives the geometric means."""
-    print("\n%-30s %-5s %28s   %28s" % (title, "", "paravirtual", "emulated"))
-    print("%-30s %-5s" % ("", "") + 2 * " %10s %10s %7s " % ("ours", "QEMU", "ratio"))
-    ratios = {}
-    for name, unit, values in results:
-        line = "%-30s %-5s" % (name, unit)
-        for kind in ("virtio", "emulated"):
-            a, b = (values.get("%s %s" % (who, kind), (None, None))[which] for who in ("ours", "QEMU"))
-            shown = "-"
-            if a and b:
-                ratios.setdefault(kind, []).append(ratio(unit, a, b))
-                shown = "%.2fx" % ratios[kind][-1]
-            line += " %10s %10s %7s " % ("%.4g" % a if a else "-", "%.4g" % b if b else "-", shown)
-        print(line)
-    means = {k: math.exp(sum(math.log(v) for v in r) / len(r)) for k, r in ratios.items()}
-    print("%-30s %-5s" % ("geometric mean", "") +
-          "".join(" %29s " % ("%.2fx" % means[k] if k in means else "-") for k in ("virtio", "emulated")))
-    return means
-
-
-def median(pairs):
-    return tuple(statistics.median(p[i] for p in pairs) for i in (0, 1))
+    def run(self):
+        try:
+            boot = self.boot()
+            return boot, [self.measure(*row) for row in self.rows]
+        finally:
+            self.peer.close()
+            for machine in self.machines:
+                machine.remove()
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", default="build/bench/io")
-    parser.add_argument("--quick", action="store_true", help="one short repeat of each row")
+    parser = argparse.ArgumentParser(prog="bench/io.sh", description="I/O against QEMU's TCG, in one table.")
+    parser.add_argument("--out", default="build/bench/io", help="where disks and results.json go")
+    parser.add_argument("--json", help="where the numbers go (default: results.json in the output directory)")
+    parser.add_argument("--quick", action="store_true", help="one short repeat of each row; also BENCH=quick")
     parser.add_argument("--machines", default=",".join(MACHINES), help="some of: " + ", ".join(MACHINES))
     parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--cpus", type=int, default=1)
+    parser.add_argument("--cpus", type=int, default=1, help="virtual CPUs of each machine")
     arguments = parser.parse_args()
-    options = Options(arguments.quick)
-    machines = [m for m in MACHINES if m in arguments.machines.split(",")]
+    names = arguments.machines.split(",")
+    if set(names) - set(MACHINES):
+        parser.error("--machines: there are " + ", ".join(MACHINES))
+    options = Options(arguments)
     os.makedirs(arguments.out, exist_ok=True)
-    directory = debian.image()
-
-    def log(text):
-        print(text, file=sys.stderr, flush=True)
-
-    guests = {}
-    peer = io_net.Peer()
-    try:
-        for name in machines:
-            debian.data_disk("%s/%s-data.img" % (arguments.out, name.replace(" ", "-")), options.data_mib)
-        boots, guests = boot_row(machines, directory, arguments.out, options, arguments.cpus, log)
-        results = [("boot to login", "s", {m: median(v) for m, v in boots.items()})]
-        for guest in guests.values():
-            io_net.prepare(guest)
-        for name, unit, measure in ROWS:
-            if arguments.only not in name:
-                continue
-            values = {m: [] for m in machines}
-            for _ in range(options.repeats):
-                for m in machines:
-                    values[m].append(timed(measure, guests[m], m, options, peer))
-            results.append((name, unit, {m: median(v) for m, v in values.items()}))
-            log("  %s: %s" % (name, ", ".join("%s %.4g (%.4g)" % (m, *results[-1][2][m]) for m in machines)))
-    finally:
-        peer.close()
-        for guest in guests.values():
-            guest.kill()
-        for name in machines:
-            for part in ("root", "data"):
-                path = "%s/%s-%s.img" % (arguments.out, name.replace(" ", "-"), part)
-                if os.path.exists(path):
-                    os.remove(path)
-    clock = table(results, 0, "by the clock")
-    cpu = table(results, 1, "by CPU time")
-    with open(arguments.out + "/results.json", "w") as f:
-        json.dump({"rows": [{"name": n, "unit": u, "values": v} for n, u, v in results], "geometric_mean": clock, "geometric_mean_cpu": cpu,
-                   "load": os.getloadavg(),
-                   "quick": arguments.quick, "cpus": arguments.cpus}, f, indent=1)
+    debian.need_room(arguments.out, len(names) * (1400 + options.data_mib))
+    directory, load = debian.image(), os.getloadavg()[0]
+    bench = Bench([Machine(m, directory, options) for m in MACHINES if m in names], options, arguments.only)
+    if load > 0.5:
+        bench.say("the host is not idle (load %.1f): go by the ratios by CPU time" % load)
+    boot, rows = bench.run()
+    summary = dict(io_table.summarize(boot, rows), load_before=load, seconds=time.monotonic() - bench.began, quick=arguments.quick,
+                   cpus=arguments.cpus)
+    io_table.show(boot, rows, summary)
+    with open(arguments.json or arguments.out + "/results.json", "w", encoding="utf-8") as f:
+        json.dump({"summary": summary, "rows": [r.as_dict() for r in [boot] + rows]}, f, indent=1)
+    return 1 if summary["failed"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,12 +13,13 @@ my ($port, $seconds) = @ARGV;
 sub now { open(my $f, "<", "/proc/uptime") or die; my ($t) = split(" ", <$f>); return $t; }
 my $s = IO::Socket::INET->new(PeerAddr => "10.0.2.2", PeerPort => $port, Proto => "tcp") or die "no connection: $!";
 setsockopt($s, 6, 1, pack("i", 1));
+$| = 1; print "begin\n";
 my ($n, $b, $start, $end) = (0, "", now(), 0);
 do {
     for (1 .. 50) { syswrite($s, "x") == 1 or die; sysread($s, $b, 1) == 1 or die; $n++; }
     $end = now();
 } while ($end - $start < $seconds);
-printf "requests %.1f\n", $n / ($end - $start);
+print "end\n"; printf "requests %.1f\n", $n / ($end - $start);
 """
 
 
@@ -68,24 +69,27 @@ def prepare(guest):
     guest.run("cat >/tmp/requests.pl <<'END'%sEND" % REQUESTS)
 
 
-def iperf(guest, peer, seconds, options):
+# What a row gives: the value, seconds of the machine's CPU that it took, seconds by the clock. Starting the programs is not counted.
+def iperf(guest, peer, seconds, options=""):
     """Mbit/s that the receiver saw."""
-    text = guest.run("iperf3 -c 10.0.2.2 -p %d -f m -t %d %s" % (peer.iperf_port, max(2, round(seconds)), options), seconds * 4 + 60)
+    command = "iperf3 -c 10.0.2.2 -p %d -f m -i 0 -t %d %s" % (peer.iperf_port, max(2, round(seconds)), options)
+    text, cpu, clock = guest.run_marked(command, r"local .* connected to", r"^- - - ", seconds * 4 + 60)
     total = [line for line in text.splitlines() if line.rstrip().endswith("receiver")]
     match = re.search(r"([0-9.]+) Mbits/sec", total[-1]) if total else None
     if not match:
         raise RuntimeError("iperf3 said nothing that can be read: " + text[-400:])
-    return float(match[1])
+    return float(match[1]), cpu, clock
 
 
 def requests(guest, peer, seconds):
-    text = guest.run("perl /tmp/requests.pl %d %g" % (peer.echo_port, seconds), seconds * 4 + 60)
-    return float(re.search(r"requests ([0-9.]+)", text)[1])
+    command = "perl /tmp/requests.pl %d %g" % (peer.echo_port, seconds)
+    text, cpu, clock = guest.run_marked(command, r"^begin$", r"^end$", seconds * 4 + 60)
+    return float(re.search(r"requests ([0-9.]+)", text)[1]), cpu, clock
 
 
 # (name, unit, function(guest, peer, seconds))
 ROWS = [
-    ("TCP out of the guest", "Mb/s", lambda g, p, s: iperf(g, p, s, "")),
+    ("TCP out of the guest", "Mb/s", iperf),
     ("TCP into the guest", "Mb/s", lambda g, p, s: iperf(g, p, s, "-R")),
     ("TCP out, 4 connections", "Mb/s", lambda g, p, s: iperf(g, p, s, "-P 4")),
     ("TCP in, 4 connections", "Mb/s", lambda g, p, s: iperf(g, p, s, "-R -P 4")),

@@ -85,6 +85,23 @@ class Debian(vm.Guest):
             vm.fail("'%s' ended with %d:\n%s\nthe kernel's last words:\n%s" % (command, status, output[-600:], kernel), self)
         return output if check else (output, status)
 
+    def run_marked(self, command, begin, end, seconds=120):
+        """As run(), and what it took from the line that looks like `begin` to the one like `end`: output, seconds of CPU, of the clock."""
+        n = next(numbers)
+        self.write("{ %s\n} 2>&1; echo \"<%d:$?>\"\n" % (command, n))
+        over = r"<%d:(\d+)>\n" % n
+        at, marks = self.position, []
+        for pattern in (begin, end):
+            match, when = self.expect("(?:%s)|%s" % (pattern, over), seconds)
+            if match.group(1):
+                vm.fail("'%s' ended with %s before '%s': %s" % (command, match.group(1), pattern, self.text[at:][-600:]), self)
+            marks.append((self.cpu_seconds(), when))
+        match, _ = self.expect(over, seconds)
+        text = self.text[at:match.start()]
+        if match.group(1) != "0":
+            vm.fail("'%s' ended with %s: %s" % (command, match.group(1), text[-600:]), self)
+        return text, marks[1][0] - marks[0][0], marks[1][1] - marks[0][1]
+
     def power_off(self, seconds=120):
         self.write("systemctl poweroff\n")
         return self.wait(seconds)
@@ -99,15 +116,27 @@ FIO = ("fio --name=x --filename=%s --direct=1 --ioengine=libaio --rw=%s --bs=%s 
        "--time_based --minimal --terse-version=3 %s")
 
 
-def fio(guest, device, rw, block, depth, seconds, ramp=1, options=""):
-    """Runs fio on a whole disk; gives (operations per second, bytes per second) of both directions together."""
-    text = guest.run(FIO % (device, rw, block, depth, seconds, ramp, options), seconds=seconds * 6 + 120)
+def fio_result(guest, text):
     line = [l for l in text.splitlines() if re.match(r"3;fio-", l)]
     if not line:
         vm.fail("fio said nothing that can be read:\n" + text[-600:], guest)
     field = line[-1].split(";")
     # Terse format 3: total KiB, KiB/s, IOPS of reads at 6..8, of writes at 47..49 (fields counted from 1).
     return int(field[7]) + int(field[48]), (int(field[6]) + int(field[47])) * 1024
+
+
+def fio(guest, device, rw, block, depth, seconds, ramp=1, options=""):
+    """Runs fio on a whole disk; gives (operations per second, bytes per second) of both directions together."""
+    return fio_result(guest, guest.run(FIO % (device, rw, block, depth, seconds, ramp, options), seconds=seconds * 6 + 120))
+
+
+def fio_marked(guest, device, rw, block, depth, seconds, ramp=1):
+    """As fio(), and beside it what the run without fio's start took: (..., seconds of CPU, seconds by the clock)."""
+    # (In brackets, because fio redirects the output of what it runs.)
+    marks = " ".join("--exec_%srun='(echo @%s >/dev/console)'" % (m, m) for m in ("pre", "post"))
+    command = FIO % (device, rw, block, depth, seconds, ramp, marks)
+    text, cpu, clock = guest.run_marked(command, "@pre$", "@post$", seconds * 6 + 120)
+    return (*fio_result(guest, text), cpu, clock)
 
 
 def data_disk(path, mib):

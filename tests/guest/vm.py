@@ -102,8 +102,19 @@ class Guest:
         return resident
 
 
+class Failed(SystemExit):
+    """Ends a test; a benchmark goes on with its next row."""
+
+    def __init__(self, message):
+        super().__init__(1)
+        self.message = message
+
+    def __str__(self):
+        return self.message
+
+
 def fail(message, guest=None):
     if guest and guest.process.poll() is None:
         guest.process.send_signal(signal.SIGKILL)
-    print("FAIL %s: %s" % (os.path.basename(sys.argv[0]), message))
-    sys.exit(1)
+    print("FAIL %s: %s" % (os.path.basename(sys.argv[0]), message), flush=True)
+    raise Failed(message)
