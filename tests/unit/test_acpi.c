@@ -15,6 +15,7 @@
 
 static uint8_t area[ACPI_AREA_SIZE];
 static struct pci_layout pci;
+#define CHANGING 0xffff00f5u /* slots; 0 must not become a device, nor must 1, 3 and 8 to 15 */
 
 static uint32_t u32(const uint8_t *p)
 {
@@ -51,7 +52,7 @@ static void build(unsigned vcpus)
 {
     struct nerr e;
     pci_layout_init(&pci, (uint64_t)vcpus << 30, 0);
-    struct acpi_config cfg = {.vcpus = vcpus, .pci = &pci};
+    struct acpi_config cfg = {.vcpus = vcpus, .pci = &pci, .changing_slots = CHANGING};
     memset(area, 0xee, sizeof area);
     assert_true(acpi_build_buffer(&cfg, area, sizeof area, &e) > 0);
 }
@@ -142,6 +143,40 @@ static void save(const char *dir, const char *name, const uint8_t *t)
     assert_int_equal(fclose(f), 0);
 }
 
+/* `text` has the disassembled DSDT, with hot plug for the slots of CHANGING. */
+static void check_slots(const char *dir, char *text, size_t room)
+{
+    char device[32];
+    for (unsigned slot = 0; slot < 32; slot++) {
+        snprintf(device, sizeof device, "Device (SL%02X)", slot);
+        assert_int_equal(strstr(text, device) != NULL, slot && CHANGING >> slot & 1);
+    }
+    assert_non_null(strstr(text, "OperationRegion (SLOT, SystemIO, 0x0640, 0x0C)"));
+    assert_non_null(strstr(text, "Field (SLOT, DWordAcc, NoLock, Preserve)"));
+    assert_non_null(strstr(text, "Scope (\\_GPE)"));
+    assert_non_null(strstr(text, "Method (_L01, 0, NotSerialized)"));
+    assert_non_null(strstr(text, "\\_SB.PCI0.SLEV ()"));
+    static const struct {
+        const char *line;
+        int count;
+    } want[] = {{"Method (_EJ0, 1", 21},   {"SLEJ = 0x80000000", 1},  {"_ADR, 0x001F0000", 1},
+                {"_SUN, 0x1F)", 1},        {"Notify (SL", 21},        {"If ((Arg0 & 0x80000000))", 1},
+                {"SLTL (Local0, One)", 1}, {"SLTL (Local0, 0x03)", 1}};
+    for (unsigned i = 0; i < sizeof want / sizeof want[0]; i++) {
+        char command[100];
+        snprintf(command, sizeof command, "grep -cF '%s' dsdt.dsl", want[i].line);
+        run(dir, command, text, room);
+        if (atoi(text) != want[i].count) fail_msg("%s: %s", want[i].line, text);
+    }
+    const uint8_t *facp = find("FACP");
+    assert_int_equal(u32(facp + 80), PLATFORM_GPE_BASE);
+    assert_int_equal(facp[92], PLATFORM_GPE_LEN);
+    assert_int_equal(facp[220], 1); /* I/O ports, 32 bits, byte accesses */
+    assert_int_equal(facp[221], 32);
+    assert_int_equal(facp[223], 1);
+    assert_int_equal(u32(facp + 224), PLATFORM_GPE_BASE);
+}
+
 static void test_iasl(void **state)
 {
     (void)state;
@@ -186,6 +221,7 @@ static void test_iasl(void **state)
         assert_non_null(strstr(text, "33db4d5b-1ff7-401c-9657-7441c03dd766"));
         snprintf(want, sizeof want, "0x%016llX, // Range Minimum", (unsigned long long)pci.mem64_base);
         assert_non_null(strstr(text, want));
+        check_slots(dir, text, sizeof text);
         assert_int_equal(run(dir, "grep -c 0x001FFFFF dsdt.dsl", text, sizeof text), 0);
         assert_int_equal(atoi(text), 1);
         snprintf(command, sizeof command, "grep -c ACPI0007 dsdt.dsl");

@@ -47,15 +47,21 @@ void pci_layout_init(struct pci_layout *l, uint64_t ram_size, uint16_t taken_por
 
 /* ---- configuration accesses ---- */
 
-static uint64_t access_read(struct pci_bus *b, unsigned devfn, unsigned reg, unsigned size)
+static struct pci_function *answering(const struct pci_bus *b, unsigned devfn)
 {
     struct pci_function *f = devfn & 7 ? NULL : b->function[devfn >> 3];
+    return f && !atomic_load_explicit(&f->unplugged, memory_order_relaxed) ? f : NULL;
+}
+
+static uint64_t access_read(struct pci_bus *b, unsigned devfn, unsigned reg, unsigned size)
+{
+    struct pci_function *f = answering(b, devfn);
     return f ? pci_config_read(f, reg, size) : ~0ull;
 }
 
 static void access_write(struct pci_bus *b, unsigned devfn, unsigned reg, unsigned size, uint64_t value)
 {
-    struct pci_function *f = devfn & 7 ? NULL : b->function[devfn >> 3];
+    struct pci_function *f = answering(b, devfn);
     if (f) pci_config_write(f, reg, size, value);
 }
 
@@ -119,7 +125,8 @@ static void intx_settle(struct pci_function *f)
 {
     struct pci_bus *b = f->bus;
     uint16_t command = atomic_load_explicit(&f->command, memory_order_acquire);
-    bool level = f->intx_wish && !(command & COMMAND_INTX_OFF) && !pci_msi_enabled(f) && !pci_msix_enabled(f);
+    bool level = f->intx_wish && !atomic_load_explicit(&f->unplugged, memory_order_acquire) &&
+                 !(command & COMMAND_INTX_OFF) && !pci_msi_enabled(f) && !pci_msix_enabled(f);
     if (level == f->intx) return;
     f->intx = level;
     if (level) device_count(&f->stats.interrupts, 1);
@@ -205,18 +212,42 @@ static struct pci_window *window_for(struct pci_bus *b, const struct pci_bar *ba
     return &b->window[bar->kind == PCI_BAR_MEM64 && bar->prefetchable ? WINDOW_MEM64 : WINDOW_MEM];
 }
 
+/* The end of a BAR of `f` that has its home within [at, at + len) of this kind of address, or 0. */
+static uint64_t taken_until(const struct pci_function *f, bool io, uint64_t at, uint64_t len)
+{
+    for (unsigned n = 0; f && n < PCI_BARS; n++)
+        if (f->room[n] && (f->d.bar[n].kind == PCI_BAR_IO) == io && f->home[n] < at + len &&
+            at < f->home[n] + f->room[n])
+            return f->home[n] + f->room[n];
+    return 0;
+}
+
+/* The first aligned place that is nobody's home. Functions come and go, so what is free follows from those that are there. */
+static bool find_home(const struct pci_function *f, const struct pci_window *w, uint64_t size, uint64_t *at)
+{
+    for (uint64_t a = w->base, end = 1; end;) {
+        a = (a + size - 1) & ~(size - 1);
+        if (a < w->base || a - w->base >= w->size || size > w->size - (a - w->base)) return false;
+        end = taken_until(f, w->space == BUS_PIO, a, size);
+        for (unsigned i = 0; i < PCI_SLOTS && !end; i++)
+            end = taken_until(f->bus->function[i], w->space == BUS_PIO, a, size);
+        *at = a;
+        a = end;
+    }
+    return true;
+}
+
 /* Our part of a firmware's work: every BAR gets an address, memory BARs pages of their own. */
 static int place_bar(struct pci_function *f, unsigned n, struct nerr *e)
 {
     const struct pci_bar *b = &f->d.bar[n];
     if (b->kind == PCI_BAR_NONE) return 0;
-    struct pci_window *w = window_for(f->bus, b);
-    uint64_t align = b->kind != PCI_BAR_IO && b->size < PAGE_SIZE ? PAGE_SIZE : b->size;
-    uint64_t at = (w->next + align - 1) & ~(align - 1);
-    if (at < w->next || at - w->base >= w->size || b->size > w->size - (at - w->base))
+    uint64_t align = b->kind != PCI_BAR_IO && b->size < PAGE_SIZE ? PAGE_SIZE : b->size, at;
+    if (!find_home(f, window_for(f->bus, b), align, &at))
         return nerr_set(e, -ENOSPC, "%s: no room for BAR %u of %" PRIu64 " bytes; use fewer or smaller devices",
                         f->d.name, n, b->size);
-    w->next = at + (b->size < align ? align : b->size);
+    f->home[n] = at;
+    f->room[n] = align; /* never smaller than the BAR */
     uint32_t kind = b->kind == PCI_BAR_IO ? 1u : (b->kind == PCI_BAR_MEM64 ? 4u : 0u) | (b->prefetchable ? 8u : 0u);
     uint64_t mask = ~(b->size - 1);
     pci_put32(f->config + PCI_BAR(n), (uint32_t)at | kind);
@@ -288,7 +319,7 @@ static int pick_slot(const struct pci_bus *b, int slot)
     return -1;
 }
 
-static void free_function(struct pci_function *f)
+void pci_free(struct pci_function *f)
 {
     if (!f) return;
     pci_message_fini(f);
@@ -312,10 +343,12 @@ static int add(struct pci_bus *b, int slot, const struct pci_desc *d, bool bridg
     f->stats.kind = d->kind ? d->kind : "pci";
     int r = init_function(f, bridge, e);
     if (r) {
-        free_function(f);
+        pci_free(f);
         return r;
     }
+    pthread_mutex_lock(&b->config_lock);
     b->function[at] = f;
+    pthread_mutex_unlock(&b->config_lock);
     if (out) *out = f;
     return 0;
 }
@@ -359,7 +392,7 @@ unsigned pci_functions(struct pci_bus *b, struct pci_function **out, unsigned ma
 {
     unsigned n = 0;
     for (unsigned i = 1; i < PCI_SLOTS && n < max; i++)
-        if (b->function[i]) out[n++] = b->function[i];
+        if (b->function[i] && !pci_unplugged(b->function[i])) out[n++] = b->function[i];
     return n;
 }
 
@@ -381,7 +414,7 @@ static int add_bridge(struct pci_bus *b, struct nerr *e)
 
 static void set_window(struct pci_bus *b, unsigned n, enum bus_space space, uint64_t base, uint64_t size)
 {
-    b->window[n] = (struct pci_window){.bus = b, .space = space, .base = base, .size = size, .next = base};
+    b->window[n] = (struct pci_window){.bus = b, .space = space, .base = base, .size = size};
 }
 
 int pci_bus_create(const struct pci_config *cfg, struct pci_bus **out, struct nerr *e)
@@ -411,7 +444,7 @@ int pci_bus_create(const struct pci_config *cfg, struct pci_bus **out, struct ne
 void pci_bus_destroy(struct pci_bus *b)
 {
     if (!b) return;
-    for (unsigned i = 0; i < PCI_SLOTS; i++) free_function(b->function[i]);
+    for (unsigned i = 0; i < PCI_SLOTS; i++) pci_free(b->function[i]);
     pci_map_fini(&b->map);
     pthread_mutex_destroy(&b->intx_lock);
     pthread_mutex_destroy(&b->config_lock);

@@ -2,7 +2,7 @@
  * MSI-X. A device describes itself with a struct pci_desc; everything in configuration space that is the same for all of them
  * (command, BARs, capabilities list, MSI-X table, function level reset) is kept here. The host bridge in slot 0 is the bus's own.
  *
- * Threads: functions are added before vCPUs run. BAR callbacks come on vCPU threads (any of them, several at once), with no lock held: each
+ * Threads: functions are added and removed by the event loop's thread while no vCPU runs: before they start, or parked. BAR callbacks come on vCPU threads (any of them, several at once), with no lock held: each
  * device locks itself. config_written, config_reading, bar_moved and reset come one at a time, with the bus's configuration lock held; they may take
  * the device's lock. So nobody may access configuration space through the bus with a device's lock held, and nothing here does but for the guest.
  * pci_msix_notify(), pci_msi_notify(), pci_intx_set(), pci_bus_master() and pci_msi*_enabled() may be called from any thread, with
@@ -85,6 +85,31 @@ const struct dma_space *pci_dma(const struct pci_function *f);
 struct bus *pci_bar_bus(const struct pci_function *f);
 /* The function's counters: the device counts all but `accesses` (to BARs) and `interrupts`. */
 struct device_stats *pci_stats(struct pci_function *f);
+
+/* ---- hot plug ----
+ *
+ * Added: pci_add() and pci_hot_added() while vCPUs are parked. Removed in steps, since a vCPU (or the loop, for a doorbell) may be inside the device at
+ * that moment: pci_unplug(), on any thread, and the guest finds the slot empty; pci_remove(), vCPUs parked, and nothing but the device's own
+ * threads and callbacks can reach it; pci_quiesce(), vCPUs running again, which waits for its back end; then its owner destroys it (after the
+ * callbacks that it had posted to the loop); pci_free(). */
+
+/* The function with this name, or NULL. */
+struct pci_function *pci_find(struct pci_bus *b, const char *name);
+/* From now on the guest may eject it. */
+void pci_set_removable(struct pci_function *f);
+/* It was added to a running machine: BARs have no addresses, which the system will give them; the next reset of the bus does. */
+void pci_hot_added(struct pci_function *f);
+/* [any thread] A removable function vanishes: configuration space reads as nothing there, BARs, interrupts and DMA of new requests end. False:
+ * there is none, it must stay, or it is unplugged already. */
+bool pci_unplug(struct pci_bus *b, unsigned slot);
+bool pci_unplugged(struct pci_function *f);
+/* Frees the slot of an unplugged function. No vCPU runs. */
+void pci_remove(struct pci_function *f);
+/* The device's reset, on a function that was removed: all that it has in flight is over when this returns. */
+void pci_quiesce(struct pci_function *f);
+void pci_free(struct pci_function *f); /* after pci_remove() and the end of its device; NULL is fine */
+/* A bit for each slot that may change: free ones, and those with a removable function. */
+uint32_t pci_changing_slots(struct pci_bus *b);
 
 /* Where the bus sits in the guest's address spaces: also what ACPI tells. Sizes in bytes. */
 struct pci_layout {

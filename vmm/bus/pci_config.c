@@ -28,6 +28,7 @@ static uint64_t bar_decodes(const struct pci_function *f, unsigned n)
     if (b->kind == PCI_BAR_NONE) return PCI_NOWHERE;
     bool io = b->kind == PCI_BAR_IO;
     if (!(f->config[PCI_COMMAND] & (io ? COMMAND_IO : COMMAND_MEMORY))) return PCI_NOWHERE;
+    if (atomic_load_explicit(&f->unplugged, memory_order_relaxed)) return PCI_NOWHERE;
     uint64_t addr = bar_value(f, n);
     for (unsigned i = 0; i < WINDOWS; i++) {
         const struct pci_window *w = &f->bus->window[i];
@@ -55,10 +56,8 @@ void pci_update_bars(struct pci_function *f)
 
 /* ---- reset ---- */
 
-void pci_function_reset(struct pci_function *f, bool hot)
+void pci_registers_reset(struct pci_function *f, bool hot)
 {
-    if (f->d.ops->reset) f->d.ops->reset(f->d.dev);
-    pci_intx_set(f, false);
     for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++)
         f->config[i] = (uint8_t)((f->config[i] & ~f->writable[i]) | (f->reset_value[i] & f->writable[i]));
     for (unsigned n = 0; hot && n < PCI_BARS; n++) {
@@ -69,6 +68,13 @@ void pci_function_reset(struct pci_function *f, bool hot)
     pci_message_reset(f);
     pci_intx_update(f);
     pci_update_bars(f);
+}
+
+void pci_function_reset(struct pci_function *f, bool hot)
+{
+    if (f->d.ops->reset) f->d.ops->reset(f->d.dev);
+    pci_intx_set(f, false);
+    pci_registers_reset(f, hot);
 }
 
 /* ---- accesses ---- */

@@ -56,6 +56,10 @@ struct pci_function {
     unsigned last_cap, next_free;         /* offsets: of the last capability (0: none), of the first free byte */
     unsigned express, msi, msix;          /* offsets of these capabilities, 0: none */
     uint64_t bar_at[PCI_BARS];            /* what each BAR decodes now, PCI_NOWHERE: nothing */
+    uint64_t home[PCI_BARS];              /* where place_bars() put each, ... */
+    uint64_t room[PCI_BARS];              /* ... and how many bytes it keeps there (0: none) */
+    bool removable;
+    atomic_bool unplugged; /* written with config_lock */
 
     /* Read without a lock, written with config_lock. */
     _Atomic uint16_t command;
@@ -86,7 +90,7 @@ struct pci_map {
 struct pci_window {
     struct pci_bus *bus;
     enum bus_space space;
-    uint64_t base, size, next; /* `next`: the first address that no BAR was given */
+    uint64_t base, size;
 };
 enum { WINDOW_IO, WINDOW_MEM, WINDOW_MEM64, WINDOWS };
 
@@ -94,7 +98,7 @@ struct pci_bus {
     struct pci_config cfg;
     struct pci_layout layout;
     struct pci_window window[WINDOWS];
-    struct pci_function *function[PCI_SLOTS];
+    struct pci_function *function[PCI_SLOTS]; /* changes with config_lock while no vCPU runs */
     struct pci_map map;
     pthread_mutex_t config_lock;  /* guards configuration space, and address */
     uint32_t address;             /* the register at 0xcf8 */
@@ -109,6 +113,7 @@ void pci_config_write(struct pci_function *f, unsigned off, unsigned size, uint6
 void pci_update_bars(struct pci_function *f);
 /* `hot`: as a function level reset, which also forgets the BARs. */
 void pci_function_reset(struct pci_function *f, bool hot);
+void pci_registers_reset(struct pci_function *f, bool hot); /* the same without the device */
 
 /* pci_map.c */
 void pci_map_init(struct pci_map *m);

@@ -81,7 +81,7 @@ static int check_config(const struct machine_config *c, struct nerr *e)
 /* ACPI tables and kernel, into memory whose contents may be anything. */
 static int load(struct machine *m, struct nerr *e)
 {
-    struct acpi_config acpi = {.vcpus = m->cpus, .pci = &m->pci_layout};
+    struct acpi_config acpi = {.vcpus = m->cpus, .pci = &m->pci_layout, .changing_slots = pci_changing_slots(m->pci)};
     int r = acpi_build(&m->memory, &acpi, &m->rsdp, e);
     if (!r) r = boot_load(m->image, &m->memory, &m->map, m->rsdp, m->boot_state, e);
     return r;
@@ -98,7 +98,7 @@ static int create_memory(struct machine *m, const struct machine_config *c, stru
     if (!r) r = boot_memory_map_set(&m->map, m->pci_layout.ecam_base, m->pci_layout.ecam_size, BOOT_RESERVED, e);
     m->boot_state = aligned_alloc(64, sizeof(*m->boot_state));
     if (!r && !m->boot_state) r = nerr_set(e, -ENOMEM, "machine: out of memory");
-    return r ? r : load(m, e);
+    return r;
 }
 
 static int create_devices(struct machine *m, const struct machine_config *c, struct nerr *e)
@@ -126,7 +126,8 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
                .serial_room = on_room,
                .power_off = on_power_off,
                .reset = on_reset,
-               .debug_exit = on_debug_exit},
+               .debug_exit = on_debug_exit,
+               .eject = machine_ejected},
     };
     r = platform_create(&p, &m->platform, e);
     return r ? r : machine_devices_create(m, c, e);
@@ -205,6 +206,7 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
     r = create_memory(m, cfg, e);
     if (!r) r = create_engine(m, e);
     if (!r) r = create_devices(m, cfg, e);
+    if (!r) r = load(m, e); /* tables tell of the slots that devices took */
     if (!r) r = create_vcpus(m, e);
     if (!r) r = irqchip_reset(m->irqchip, e);
     if (r) {
@@ -275,6 +277,7 @@ static void do_reset(void *ctx)
     struct nerr e;
     atomic_store(&m->state, MACHINE_RESETTING);
     platform_serial_flush(m->platform);
+    machine_hotplug_reset(m);
     pci_bus_reset(m->pci);
     platform_reset(m->platform);
     if (irqchip_reset(m->irqchip, &e) || load(m, &e)) {
@@ -293,7 +296,7 @@ static void do_reset(void *ctx)
     m->reset_pending = false;
     if (!m->stopped) {
         atomic_store(&m->state, MACHINE_RUNNING);
-        atomic_store(&m->want, WANT_RUN);
+        if (!m->parks) atomic_store(&m->want, WANT_RUN);
     }
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
@@ -334,14 +337,18 @@ void machine_reset(struct machine *m)
 int machine_park(struct machine *m, struct nerr *e)
 {
     pthread_mutex_lock(&m->lock);
-    bool busy = m->reset_pending || m->stopped || atomic_load(&m->state) != MACHINE_RUNNING;
-    if (!busy) atomic_store(&m->want, WANT_PARK);
+    bool busy = m->stopped || atomic_load(&m->state) != MACHINE_RUNNING;
+    if (!busy) {
+        m->parks++;
+        atomic_store(&m->want, WANT_PARK);
+    }
     pthread_mutex_unlock(&m->lock);
-    if (busy) return nerr_set(e, -EBUSY, "the machine is being reset or stopped");
+    if (busy) return nerr_set(e, -EBUSY, "the machine does not run, or is being stopped");
     kick_all(m);
     pthread_mutex_lock(&m->lock);
     while (m->parked < m->cpus && !m->stopped) pthread_cond_wait(&m->changed, &m->lock);
     busy = m->stopped;
+    if (busy) m->parks--;
     pthread_mutex_unlock(&m->lock);
     return busy ? nerr_set(e, -EBUSY, "the machine is being stopped") : 0;
 }
@@ -350,7 +357,8 @@ int machine_park(struct machine *m, struct nerr *e)
 void machine_unpark(struct machine *m)
 {
     pthread_mutex_lock(&m->lock);
-    if (!m->reset_pending && !m->stopped) atomic_store(&m->want, WANT_RUN);
+    m->parks--;
+    if (!m->parks && !m->reset_pending && !m->stopped) atomic_store(&m->want, WANT_RUN);
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }

@@ -121,6 +121,27 @@ enum machine_state machine_state(const struct machine *m); /* [any] */
 struct event_loop *machine_loop(struct machine *m);
 const struct guest_memory *machine_memory(const struct machine *m);
 
+/* ---- disks that come and go (machine_hotplug.c); on the loop's thread ---- */
+
+/* Opens and locks the image and puts the disk into a free PCI slot; the guest is told, and may use it when this returns. `d` is copied; an empty
+ * id is made up ("disk3"). Fails with one message and nothing changed: -EEXIST (the id is taken), -ENOTSUP (an AHCI disk), -ENOSPC (no free
+ * slot), -EBUSY (the machine is being stopped), or what opening the image says. */
+int machine_disk_add(struct machine *m, const struct machine_disk *d, struct nerr *e);
+/* Asks the guest to let go of a disk, one of its start-up configuration or a later one, and returns at once. When the guest ejects it, its requests end, the
+ * image is closed and unlocked, and slot and id are free: the observer hears of that. A guest that never does keeps it until the
+ * machine's reset, which takes it away. Asking again is fine. -ENOENT: no such disk; -ENOTSUP: it is on the AHCI controller.
+ * (A guest may eject a disk that nobody wanted back, too.) */
+int machine_disk_remove(struct machine *m, const char *id, struct nerr *e);
+enum machine_disk_state {
+    MACHINE_DISK_NONE, /* there is none of that name (any more) */
+    MACHINE_DISK_HERE,
+    MACHINE_DISK_ASKED,   /* the guest has been asked */
+    MACHINE_DISK_CLOSING, /* ejected; its last requests end */
+};
+enum machine_disk_state machine_disk_state(const struct machine *m, const char *id);
+/* Who hears, on the loop's thread, that a disk has gone; may be NULL. */
+void machine_disk_observe(struct machine *m, void (*gone)(void *ctx, const char *id), void *ctx);
+
 /* What the run cost, after machine_run(): a table, or JSON into a file. */
 void machine_stats_print(struct machine *m, FILE *out);
 int machine_stats_json(struct machine *m, const char *path, struct nerr *e);

@@ -19,11 +19,28 @@ static void dma_was_written(void *ctx, gpa_t a, uint64_t len)
 
 struct machine_device *machine_device_add(struct machine *m, const char *id, void *dev, void (*destroy)(void *dev))
 {
-    struct machine_device *d = &m->device[m->devices++];
+    unsigned i = 0;
+    while (i < m->devices && m->device[i].id[0]) i++;
+    if (i == MACHINE_MAX_DEVICES) return NULL;
+    if (i == m->devices) m->devices++;
+    struct machine_device *d = &m->device[i];
+    *d = (struct machine_device){.machine = m, .life = MACHINE_DISK_HERE, .dev = dev, .destroy = destroy};
     snprintf(d->id, sizeof(d->id), "%s", id);
-    d->dev = dev;
-    d->destroy = destroy;
     return d;
+}
+
+struct machine_device *machine_device_find(struct machine *m, const char *id)
+{
+    for (unsigned i = 0; i < m->devices && id[0]; i++)
+        if (strcmp(m->device[i].id, id) == 0) return &m->device[i];
+    return NULL;
+}
+
+void machine_device_destroy(struct machine_device *d)
+{
+    if (d->destroy && d->dev) d->destroy(d->dev);
+    if (d->life == MACHINE_DISK_CLOSING) pci_free(d->function); /* else the bus has it still */
+    *d = (struct machine_device){0};
 }
 
 static void destroy_virtio_blk(void *dev)
@@ -31,9 +48,8 @@ static void destroy_virtio_blk(void *dev)
     virtio_blk_destroy(dev);
 }
 
-/* The device takes the back end over. */
-static int add_virtio_disk(struct machine *m, const struct machine_disk *disk, struct machine_device *slot,
-                           struct nerr *e)
+int machine_virtio_disk_create(struct machine *m, const struct machine_disk *disk, struct machine_device *slot,
+                               struct nerr *e)
 {
     struct virtio_blk *d;
     struct virtio_blk_config cfg = {.name = slot->id,
@@ -42,9 +58,12 @@ static int add_virtio_disk(struct machine *m, const struct machine_disk *disk, s
                                     .serial = disk->serial[0] ? disk->serial : slot->id,
                                     .queues = m->cpus};
     int r = virtio_blk_create(m->pci, -1, &cfg, &d, e);
-    if (!r) slot->dev = d;
+    if (r) return r;
+    slot->dev = d;
     slot->destroy = destroy_virtio_blk;
-    return r;
+    slot->function = pci_find(m->pci, slot->id);
+    pci_set_removable(slot->function);
+    return 0;
 }
 
 static void destroy_block(void *dev)
@@ -60,7 +79,7 @@ static int add_disks(struct machine *m, const struct machine_config *c, struct n
         int r = block_open(&disk->block, m->loop, &slot->block, e);
         if (r) return r;
         switch (disk->model) {
-        case MACHINE_DISK_VIRTIO: r = add_virtio_disk(m, disk, slot, e); break;
+        case MACHINE_DISK_VIRTIO: r = machine_virtio_disk_create(m, disk, slot, e); break;
         case MACHINE_DISK_AHCI: /* later: all of them share one controller */
             slot->dev = slot->block;
             slot->destroy = destroy_block;
@@ -188,10 +207,7 @@ int machine_bus_create(struct machine *m, const struct machine_config *c, struct
 
 void machine_devices_destroy(struct machine *m)
 {
-    while (m->devices) {
-        struct machine_device *d = &m->device[--m->devices];
-        if (d->destroy) d->destroy(d->dev);
-    }
+    while (m->devices) machine_device_destroy(&m->device[--m->devices]);
     pci_bus_destroy(m->pci);
     m->pci = NULL;
 }

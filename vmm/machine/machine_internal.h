@@ -46,7 +46,10 @@ struct machine_vcpu {
 
 /* A device on the PCI bus with what stands behind it; machine_devices.c. */
 struct machine_device {
-    char id[32]; /* unique: "disk0" */
+    char id[32]; /* unique: "disk0"; "": a place that is free */
+    struct machine *machine;
+    struct pci_function *function; /* of one that may be removed, else NULL */
+    enum machine_disk_state life;
     void *dev;
     void (*destroy)(void *dev); /* back ends included. No vCPU runs; the event loop's thread calls */
     struct block *block;        /* a disk's back end, for statistics and control, or NULL */
@@ -75,8 +78,12 @@ struct machine {
     struct platform *platform;
     struct pci_layout pci_layout;
     struct pci_bus *pci;
-    struct machine_device device[MACHINE_MAX_DEVICES]; /* in order of creation */
-    unsigned devices;
+    struct machine_device device[MACHINE_MAX_DEVICES]; /* they stay where they are: their ids are the devices' names */
+    unsigned devices;                                  /* places in use, free ones between them */
+    struct {
+        void (*gone)(void *ctx, const char *id);
+        void *ctx;
+    } disk_observer;
     struct engine *engine;
     struct machine_vcpu *vcpu[MACHINE_MAX_CPUS];
 
@@ -86,6 +93,7 @@ struct machine {
     pthread_mutex_t lock; /* parked, stopped, status, resetting */
     pthread_cond_t changed;
     unsigned parked; /* vCPU threads that honour WANT_PARK */
+    unsigned parks;  /* machine_park() without its machine_unpark() */
     bool stopped;
     bool reset_pending;
     int status;
@@ -103,7 +111,8 @@ static inline bool machine_waits_for_sipi(const struct machine *m, unsigned vcpu
 /* machine.c: a vCPU parked. Called with the lock held. */
 void machine_reset_if_parked(struct machine *m);
 
-/* Parks all vCPUs, each between two instructions, so that their state is whole. On the loop's thread. -EBUSY: the machine is being reset or stopped. */
+/* Parks all vCPUs, each between two instructions, so that their state is whole. On the loop's thread; calls nest. -EBUSY: the machine does not run
+ * yet, or is being stopped. A reset that was asked for comes after the last machine_unpark(). */
 int machine_park(struct machine *m, struct nerr *e);
 void machine_unpark(struct machine *m);
 
@@ -128,8 +137,18 @@ int machine_bus_create(struct machine *m, const struct machine_config *c, struct
 uint16_t machine_taken_port(const struct machine_config *c);
 int machine_devices_create(struct machine *m, const struct machine_config *c, struct nerr *e);
 void machine_devices_destroy(struct machine *m); /* and the bus */
-/* One more in the list; a machine has room for all that its configuration may ask for. */
+/* One more in the list; a machine has room for all that its configuration may ask for. NULL: no place is free. */
 struct machine_device *machine_device_add(struct machine *m, const char *id, void *dev, void (*destroy)(void *dev));
+struct machine_device *machine_device_find(struct machine *m, const char *id); /* or NULL */
+void machine_device_destroy(struct machine_device *d);                         /* its place is free then */
+/* The device of a virtio disk whose back end is open, in a free slot; removable. The back end is taken over when it succeeds. */
+int machine_virtio_disk_create(struct machine *m, const struct machine_disk *disk, struct machine_device *d,
+                               struct nerr *e);
+
+/* machine_hotplug.c */
+void machine_ejected(void *ctx, uint32_t slots); /* platform_callbacks.eject */
+/* vCPUs are parked for a reset: disks that the guest was asked for go now. */
+void machine_hotplug_reset(struct machine *m);
 
 /* machine_nics.c */
 int machine_nics_create(struct machine *m, const struct machine_config *c, struct nerr *e);

@@ -208,6 +208,8 @@ static void board(struct aml *a, const struct pci_layout *pci)
     aml_io(a, 0x61, 1);
     aml_io(a, 0x92, 1);
     aml_io(a, PLATFORM_PM_BASE, 12);
+    aml_io(a, PLATFORM_GPE_BASE, PLATFORM_GPE_LEN);
+    aml_io(a, PLATFORM_SLOTS_BASE, PLATFORM_SLOTS_LEN);
     aml_io(a, PLATFORM_RESET_PORT, 1);
     if (pci) aml_memory32(a, (uint32_t)pci->ecam_base, (uint32_t)pci->ecam_size);
     aml_resources_end(a, r);
@@ -232,12 +234,13 @@ static uint32_t build_dsdt(struct aml *a, const struct acpi_config *cfg)
     size_t sb = aml_scope_begin(a, "\\_SB_");
     for (unsigned i = 0; i < cfg->vcpus; i++) processor(a, i);
     board(a, cfg->pci);
-    if (cfg->pci) acpi_pci_bridge(a, cfg->pci);
+    if (cfg->pci) acpi_pci_bridge(a, cfg->pci, cfg->changing_slots);
     pic(a);
     pit(a);
     rtc(a);
     com1(a);
     aml_end(a, sb);
+    if (cfg->pci) acpi_slots_event(a);
     aml_name(a, "\\_S5_");
     size_t s5 = aml_package_begin(a, 4);
     aml_integer(a, PLATFORM_S5_TYPE);
@@ -277,6 +280,8 @@ static uint32_t build_fadt(struct aml *a, uint32_t facs, uint32_t dsdt)
         .pm1a_evt = PLATFORM_PM_BASE,
         .pm1a_cnt = PLATFORM_PM_BASE + 4,
         .pm_tmr = PLATFORM_PM_BASE + 8,
+        .gpe0 = PLATFORM_GPE_BASE,
+        .gpe0_len = PLATFORM_GPE_LEN,
         .pm1_evt_len = 4,
         .pm1_cnt_len = 2,
         .pm_tmr_len = 4,
@@ -292,8 +297,10 @@ static uint32_t build_fadt(struct aml *a, uint32_t facs, uint32_t dsdt)
         .x_pm1a_evt = io_port(PLATFORM_PM_BASE, 32),
         .x_pm1a_cnt = io_port(PLATFORM_PM_BASE + 4, 16),
         .x_pm_tmr = io_port(PLATFORM_PM_BASE + 8, 32),
+        .x_gpe0 = io_port(PLATFORM_GPE_BASE, 8 * PLATFORM_GPE_LEN),
     };
     f.x_pm1a_evt.access = 2; /* status and enable are two registers */
+    f.x_gpe0.access = 1;     /* bytes (4.8.4.1) */
     align(a, 16);
     size_t at = a->len;
     aml_bytes(a, &f, sizeof f);

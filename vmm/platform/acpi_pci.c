@@ -20,7 +20,8 @@ enum {
 
 #define OSC_UNKNOWN_UUID 4 /* ACPI 6.2.11 */
 #define OSC_MASKED 16
-/* PCI firmware specification 4.5.1: what systems may control themselves: PME, AER, the Express capability; there is no hot plug. */
+/* PCI firmware specification 4.5.1: what systems may control themselves: PME, AER, the Express capability; hot plug is
+ * ACPI's (acpi_slots.c). */
 #define OSC_GRANTED 0x1c
 
 #define MEMORY_READ_WRITE 0x01
@@ -113,7 +114,7 @@ static void osc(struct aml *a)
     aml_end(a, m);
 }
 
-void acpi_pci_bridge(struct aml *a, const struct pci_layout *p)
+void acpi_pci_bridge(struct aml *a, const struct pci_layout *p, uint32_t changing_slots)
 {
     static const char *const zero[] = {"_UID", "_SEG", "_BBN"};
     size_t d = aml_device_begin(a, "PCI0");
@@ -128,5 +129,6 @@ void acpi_pci_bridge(struct aml *a, const struct pci_layout *p)
     crs(a, p);
     prt(a);
     osc(a);
+    acpi_slots(a, changing_slots);
     aml_end(a, d);
 }

@@ -5,6 +5,10 @@
 #include "vmm/bus/pci.h"
 #include "vmm/platform/aml.h"
 
-void acpi_pci_bridge(struct aml *a, const struct pci_layout *p); /* Device(PCI0), inside \_SB */
+/* Device(PCI0), inside \_SB */
+void acpi_pci_bridge(struct aml *a, const struct pci_layout *p, uint32_t changing_slots);
+/* Hot plug: what goes into PCI0, and the event's method at the root. */
+void acpi_slots(struct aml *a, uint32_t changing_slots);
+void acpi_slots_event(struct aml *a);
 
 #endif

@@ -11,6 +11,7 @@ struct platform {
     struct pit *pit;
     struct rtc *rtc;
     struct pm *pm;
+    struct slots *slots;
     struct debug_exit *debug_exit; /* the last three: only when asked for */
     struct fw_cfg *fw_cfg;
     struct testdev *testdev;
@@ -66,6 +67,13 @@ static int add_pm(struct platform *p, struct nerr *e)
     return r ? r : pm_attach(p->pm, p->cfg.bus, e);
 }
 
+static int add_slots(struct platform *p, struct nerr *e)
+{
+    struct slots_config c = {.pm = p->pm, .eject = p->cfg.cb.eject, .ctx = p->cfg.cb.ctx};
+    int r = slots_create(&c, &p->slots, e);
+    return r ? r : slots_attach(p->slots, p->cfg.bus, e);
+}
+
 static int add_debug_exit(struct platform *p, struct nerr *e)
 {
     if (!p->cfg.debug_exit_port) return 0;
@@ -89,7 +97,7 @@ static int add_testdev(struct platform *p, struct nerr *e)
 
 /* Debug exit comes last: it is the one whose port the user chose, so it is the one to hear of a clash. */
 static int (*const devices[])(struct platform *p, struct nerr *e) = {
-    add_com1, add_pit, add_rtc, add_pm, add_fw_cfg, add_testdev, add_debug_exit,
+    add_com1, add_pit, add_rtc, add_pm, add_slots, add_fw_cfg, add_testdev, add_debug_exit,
 };
 
 int platform_create(const struct platform_config *cfg, struct platform **out, struct nerr *e)
@@ -114,6 +122,7 @@ void platform_destroy(struct platform *p)
     debug_exit_destroy(p->debug_exit);
     testdev_destroy(p->testdev);
     fw_cfg_destroy(p->fw_cfg);
+    slots_destroy(p->slots);
     pm_destroy(p->pm);
     rtc_destroy(p->rtc);
     pit_destroy(p->pit);
@@ -126,6 +135,7 @@ void platform_reset(struct platform *p)
     serial_reset(p->com1);
     pit_reset(p->pit);
     rtc_reset(p->rtc);
+    slots_reset(p->slots); /* lets its event go before that is forgotten */
     pm_reset(p->pm);
     if (p->fw_cfg) fw_cfg_reset(p->fw_cfg);
     if (p->testdev) testdev_reset(p->testdev);
@@ -144,4 +154,19 @@ bool platform_serial_flush(struct platform *p)
 void platform_power_button(struct platform *p)
 {
     pm_power_button(p->pm);
+}
+
+void platform_slot_added(struct platform *p, unsigned slot)
+{
+    slots_added(p->slots, slot);
+}
+
+void platform_slot_ask(struct platform *p, unsigned slot)
+{
+    slots_ask(p->slots, slot);
+}
+
+void platform_slot_empty(struct platform *p, unsigned slot)
+{
+    slots_empty(p->slots, slot);
 }

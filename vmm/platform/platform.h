@@ -35,7 +35,12 @@ struct irq_line {
 #define PLATFORM_PIT_GSI 2 /* ISA IRQ 0 is wired to IOAPIC pin 2 */
 #define PLATFORM_RTC_GSI 8
 #define PLATFORM_SCI_GSI 9
-#define PLATFORM_PM_BASE 0x600 /* PM1a event at +0, control at +4, timer at +8 */
+#define PLATFORM_PM_BASE 0x600  /* PM1a event at +0, control at +4, timer at +8 */
+#define PLATFORM_GPE_BASE 0x620 /* status at +0, enable at +2: 16 general-purpose events */
+#define PLATFORM_GPE_LEN 4
+#define PLATFORM_GPE_SLOTS 1      /* the event for PCI slots */
+#define PLATFORM_SLOTS_BASE 0x640 /* see slots.c */
+#define PLATFORM_SLOTS_LEN 12
 #define PLATFORM_RESET_PORT 0xcf9
 #define PLATFORM_S5_TYPE 5 /* SLP_TYP that powers off */
 
@@ -53,6 +58,9 @@ struct platform_callbacks {
     void (*reset)(void *ctx);
     /* A write of v to the debug-exit port: status is (v << 1) | 1. */
     void (*debug_exit)(void *ctx, uint32_t status);
+    /* The guest ejects the PCI devices in these slots (a bit each), asked or not; what may go is the callee's to know. Devices that go are out of
+     * the guest's sight when it returns. On a vCPU's thread. May be NULL. */
+    void (*eject)(void *ctx, uint32_t slots);
 };
 
 struct platform_config {
@@ -79,11 +87,17 @@ size_t platform_serial_input(struct platform *p, const uint8_t *data, size_t len
 bool platform_serial_flush(struct platform *p);
 /* The user pressed the power button: an ACPI event for the guest. */
 void platform_power_button(struct platform *p);
+/* PCI hot plug: tells the guest of a device that is new in a slot; asks it to eject one; and the slot has been emptied: whatever the guest
+ * was to be told of it is void. */
+void platform_slot_added(struct platform *p, unsigned slot);
+void platform_slot_ask(struct platform *p, unsigned slot);
+void platform_slot_empty(struct platform *p, unsigned slot);
 
 /* ---- ACPI tables ---- */
 struct acpi_config {
     unsigned vcpus;               /* APIC ids 0..vcpus-1 */
     const struct pci_layout *pci; /* NULL: no PCI bus */
+    uint32_t changing_slots;      /* PCI slots whose device may be added and ejected, a bit each; never slot 0 */
 };
 #define ACPI_AREA_BASE 0xe0000u
 #define ACPI_AREA_SIZE 0x20000u
@@ -136,6 +150,22 @@ void pm_destroy(struct pm *p);
 int pm_attach(struct pm *p, struct bus *b, struct nerr *e);
 void pm_reset(struct pm *p);
 void pm_power_button(struct pm *p);
+/* A source holds general-purpose event n (0..15), or lets it go. The status bit stays until it is cleared. */
+void pm_gpe_set(struct pm *p, unsigned n, bool level);
+
+struct slots; /* ACPI's registers for PCI hot plug */
+struct slots_config {
+    struct pm *pm; /* has the event; outlives this */
+    void (*eject)(void *ctx, uint32_t slots);
+    void *ctx;
+};
+int slots_create(const struct slots_config *cfg, struct slots **out, struct nerr *e);
+void slots_destroy(struct slots *s);
+int slots_attach(struct slots *s, struct bus *b, struct nerr *e);
+void slots_reset(struct slots *s); /* nothing is to be told any more */
+void slots_added(struct slots *s, unsigned slot);
+void slots_ask(struct slots *s, unsigned slot);
+void slots_empty(struct slots *s, unsigned slot);
 
 struct debug_exit;
 int debug_exit_create(void (*fn)(void *ctx, uint32_t status), void *ctx, struct debug_exit **out, struct nerr *e);

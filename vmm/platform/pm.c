@@ -1,4 +1,4 @@
-/* Power management: the ACPI fixed registers (ACPI 4.8.3), the PM timer, and the ways a PC can be reset: port 0xcf9, the keyboard
+/* Power management: the ACPI fixed registers (ACPI 4.8.3), general-purpose events (4.8.4), the PM timer, and the ways a PC can be reset: port 0xcf9, the keyboard
  * controller's 0xfe, port 0x92. There is no keyboard and no S3. */
 #include <errno.h>
 #include <pthread.h>
@@ -28,7 +28,8 @@ struct pm {
     struct event_timer timer;
     pthread_mutex_t lock; /* guards all below */
     uint16_t sts, en, cnt;
-    uint64_t timer_base;   /* ns at which the PM timer was 0 */
+    uint16_t gpe_sts, gpe_en, gpe_level; /* gpe_level: what asserts its event now */
+    uint64_t timer_base;                 /* ns at which the PM timer was 0 */
     uint64_t timer_halves; /* how often its top bit had changed when TMR_STS was last brought up to date */
     bool sci;
     uint8_t cf9, port92;
@@ -65,7 +66,7 @@ static void update_sci(struct pm *p)
     update_timer_status(p);
     if (p->en & PM1_TMR)
         event_timer_arm(&p->timer, p->timer_base + clock_muldiv((p->timer_halves + 1) << 31, NS, PM_TIMER_HZ) + 1, 0);
-    bool level = p->sts & p->en & PM1_EN_BITS;
+    bool level = (p->sts & p->en & PM1_EN_BITS) || (p->gpe_sts & p->gpe_en);
     if (level == p->sci) return;
     p->sci = level;
     p->cfg.sci.set(p->cfg.sci.ctx, p->cfg.sci.gsi, level);
@@ -143,6 +144,46 @@ void pm_power_button(struct pm *p)
 {
     pthread_mutex_lock(&p->lock);
     p->sts |= PM1_PWRBTN;
+    update_sci(p);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* ---- general-purpose events: status 0-1, enable 2-3 ---- */
+
+static uint64_t gpe_read(void *dev, uint64_t off, unsigned size)
+{
+    struct pm *p = dev;
+    uint64_t v = 0;
+    pthread_mutex_lock(&p->lock);
+    uint32_t both = p->gpe_sts | (uint32_t)p->gpe_en << 16;
+    for (unsigned i = 0; i < size && off + i < 4; i++) v |= (uint64_t)(uint8_t)(both >> 8 * (off + i)) << 8 * i;
+    pthread_mutex_unlock(&p->lock);
+    return v;
+}
+
+static void gpe_write(void *dev, uint64_t off, unsigned size, uint64_t value)
+{
+    struct pm *p = dev;
+    pthread_mutex_lock(&p->lock);
+    for (unsigned i = 0; i < size && off + i < 4; i++) {
+        unsigned at = (unsigned)off + i, shift = at % 2 * 8;
+        uint16_t w = (uint16_t)((value >> 8 * i & 0xff) << shift);
+        if (at < 2)
+            p->gpe_sts &= (uint16_t)~w; /* write 1 to clear */
+        else
+            p->gpe_en = (uint16_t)((p->gpe_en & ~(0xff << shift)) | w);
+    }
+    p->gpe_sts |= p->gpe_level; /* what still holds its event is seen at once again */
+    update_sci(p);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pm_gpe_set(struct pm *p, unsigned n, bool level)
+{
+    uint16_t bit = (uint16_t)(1u << n);
+    pthread_mutex_lock(&p->lock);
+    p->gpe_level = level ? p->gpe_level | bit : p->gpe_level & (uint16_t)~bit;
+    p->gpe_sts |= p->gpe_level;
     update_sci(p);
     pthread_mutex_unlock(&p->lock);
 }
@@ -283,6 +324,7 @@ static void kbd_command_write(void *dev, uint64_t off, unsigned size, uint64_t v
 /* ---- life ---- */
 
 static const struct bus_handler acpi_handler = {acpi_read, acpi_write};
+static const struct bus_handler gpe_handler = {gpe_read, gpe_write};
 static const struct bus_handler cf8_handler = {cf8_read, cf8_write};
 static const struct bus_handler port92_handler = {port92_read, port92_write};
 static const struct bus_handler kbd_data_handler = {kbd_read_data, kbd_data_write};
@@ -291,6 +333,7 @@ static const struct bus_handler kbd_command_handler = {kbd_read_status, kbd_comm
 int pm_attach(struct pm *p, struct bus *b, struct nerr *e)
 {
     int r = bus_add(b, BUS_PIO, PLATFORM_PM_BASE, 12, &acpi_handler, p, "acpi-pm", e);
+    if (!r) r = bus_add(b, BUS_PIO, PLATFORM_GPE_BASE, PLATFORM_GPE_LEN, &gpe_handler, p, "acpi-gpe", e);
     if (!r) r = bus_add(b, BUS_PIO, 0xcf8, 8, &cf8_handler, p, "pci-config", e);
     if (!r) r = bus_add(b, BUS_PIO, 0x92, 1, &port92_handler, p, "port92", e);
     if (!r) r = bus_add(b, BUS_PIO, 0x60, 1, &kbd_data_handler, p, "kbd-data", e);
@@ -301,6 +344,8 @@ int pm_attach(struct pm *p, struct bus *b, struct nerr *e)
 static void power_on(struct pm *p)
 {
     p->sts = p->en = 0;
+    p->gpe_en = 0;
+    p->gpe_sts = p->gpe_level;
     p->cnt = PM1_CNT_SCI_EN; /* there is no SMM to take ACPI away (FADT: no SMI_CMD) */
     p->cf9 = 0;
     p->port92 = 2;
