@@ -296,7 +296,7 @@ static void do_reset(void *ctx)
     m->reset_pending = false;
     if (!m->stopped) {
         atomic_store(&m->state, MACHINE_RUNNING);
-        if (!m->parks) atomic_store(&m->want, WANT_RUN);
+        atomic_store(&m->want, WANT_RUN);
     }
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
@@ -337,18 +337,14 @@ void machine_reset(struct machine *m)
 int machine_park(struct machine *m, struct nerr *e)
 {
     pthread_mutex_lock(&m->lock);
-    bool busy = m->stopped || atomic_load(&m->state) != MACHINE_RUNNING;
-    if (!busy) {
-        m->parks++;
-        atomic_store(&m->want, WANT_PARK);
-    }
+    bool busy = m->reset_pending || m->stopped || atomic_load(&m->state) != MACHINE_RUNNING;
+    if (!busy) atomic_store(&m->want, WANT_PARK);
     pthread_mutex_unlock(&m->lock);
-    if (busy) return nerr_set(e, -EBUSY, "the machine does not run, or is being stopped");
+    if (busy) return nerr_set(e, -EBUSY, "the machine is being reset or stopped");
     kick_all(m);
     pthread_mutex_lock(&m->lock);
     while (m->parked < m->cpus && !m->stopped) pthread_cond_wait(&m->changed, &m->lock);
     busy = m->stopped;
-    if (busy) m->parks--;
     pthread_mutex_unlock(&m->lock);
     return busy ? nerr_set(e, -EBUSY, "the machine is being stopped") : 0;
 }
@@ -357,8 +353,7 @@ int machine_park(struct machine *m, struct nerr *e)
 void machine_unpark(struct machine *m)
 {
     pthread_mutex_lock(&m->lock);
-    m->parks--;
-    if (!m->parks && !m->reset_pending && !m->stopped) atomic_store(&m->want, WANT_RUN);
+    if (!m->reset_pending && !m->stopped) atomic_store(&m->want, WANT_RUN);
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }

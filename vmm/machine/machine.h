@@ -125,7 +125,7 @@ const struct guest_memory *machine_memory(const struct machine *m);
 
 /* Opens and locks the image and puts the disk into a free PCI slot; the guest is told, and may use it when this returns. `d` is copied; an empty
  * id is made up ("disk3"). Fails with one message and nothing changed: -EEXIST (the id is taken), -ENOTSUP (an AHCI disk), -ENOSPC (no free
- * slot), -EBUSY (the machine is being stopped), or what opening the image says. */
+ * slot), -EBUSY (the machine is being reset or stopped), or what opening the image says. */
 int machine_disk_add(struct machine *m, const struct machine_disk *d, struct nerr *e);
 /* Asks the guest to let go of a disk, one of its start-up configuration or a later one, and returns at once. When the guest ejects it, its requests end, the
  * image is closed and unlocked, and slot and id are free: the observer hears of that. A guest that never does keeps it until the

@@ -51,7 +51,7 @@ static void close_all(struct machine *m, struct machine_device **gone, unsigned 
     }
 }
 
-/* On the loop's thread. A machine that is being stopped destroys its devices soon. */
+/* On the loop's thread. When the machine is being reset or stopped, that takes the disk along. */
 static void collect(void *ctx)
 {
     struct machine *m = ctx;

@@ -93,7 +93,6 @@ struct machine {
     pthread_mutex_t lock; /* parked, stopped, status, resetting */
     pthread_cond_t changed;
     unsigned parked; /* vCPU threads that honour WANT_PARK */
-    unsigned parks;  /* machine_park() without its machine_unpark() */
     bool stopped;
     bool reset_pending;
     int status;
@@ -111,8 +110,7 @@ static inline bool machine_waits_for_sipi(const struct machine *m, unsigned vcpu
 /* machine.c: a vCPU parked. Called with the lock held. */
 void machine_reset_if_parked(struct machine *m);
 
-/* Parks all vCPUs, each between two instructions, so that their state is whole. On the loop's thread; calls nest. -EBUSY: the machine does not run
- * yet, or is being stopped. A reset that was asked for comes after the last machine_unpark(). */
+/* Parks all vCPUs, each between two instructions, so that their state is whole. On the loop's thread. -EBUSY: the machine is being reset or stopped. */
 int machine_park(struct machine *m, struct nerr *e);
 void machine_unpark(struct machine *m);
 
