@@ -93,7 +93,7 @@ static void on_msi(void *ctx, uint64_t addr, uint32_t data)
 static void on_line(void *ctx, unsigned gsi, bool level)
 {
     struct fuzz_rig *r = ctx;
-    fuzz_check(gsi >= PCI_FIRST_GSI && gsi < PCI_FIRST_GSI + PCI_GSIS);
+    fuzz_check((gsi >= PCI_FIRST_GSI && gsi < PCI_FIRST_GSI + PCI_GSIS) || (gsi < 16 && IRQ_ISA_PCI >> gsi & 1));
     fuzz_check(r->line[gsi] != level);
     r->line[gsi] = level;
 }

@@ -105,16 +105,16 @@ static void check_map(const struct fuzz_rig *r)
 
 static void check_lines(const struct fuzz_rig *r)
 {
-    for (unsigned g = 0; g < PCI_GSIS; g++) {
+    for (unsigned g = 0; g < PCI_FIRST_GSI + PCI_GSIS; g++) {
         uint32_t want = 0;
         for (unsigned s = 0; s < PCI_SLOTS; s++) {
             const struct pci_function *f = r->pci->function[s];
-            if (f && f->d.intx && pci_gsi(s) == PCI_FIRST_GSI + g && f->intx_wish && !f->msi_on && !f->msix_on &&
-                !(f->command & COMMAND_INTX_OFF))
+            if (f && f->d.intx && (pci_gsi(s) == g || pci_isa_irq(s) == g) && f->intx_wish && !f->msi_on &&
+                !f->msix_on && !(f->command & COMMAND_INTX_OFF))
                 want |= 1u << s;
         }
         fuzz_check(r->pci->asserting[g] == want);
-        fuzz_check(r->line[PCI_FIRST_GSI + g] == (want != 0));
+        fuzz_check(r->line[g] == (want != 0));
     }
 }
 

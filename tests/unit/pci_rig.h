@@ -18,6 +18,7 @@
 #define CFG_COMMAND 0x04
 #define CFG_STATUS 0x06
 #define CFG_BAR(n) (0x10u + 4 * (n))
+#define CFG_INTERRUPT_LINE 0x3cu
 #define CMD_IO 1u
 #define CMD_MEMORY 2u
 #define CMD_MASTER 4u

@@ -2,6 +2,7 @@
 #include <pthread.h>
 
 #include "pci_rig.h"
+#include "vmm/irq/irq.h"
 
 /* A device that remembers: every BAR reads as what was last written, with its number on top. */
 struct toy {
@@ -251,9 +252,37 @@ static void test_intx(void **state)
     assert_true(r->line[gsi]);
     pci_bus_reset(r->pci);
     assert_false(r->line[gsi]);
-    assert_int_equal(r->rises, 3);
     free(a);
     free(b);
+    pci_rig_free(r);
+}
+
+/* The same pin at the 8259s: as the interrupt line register says before anybody writes it, which is all that a system without ACPI has. */
+static void test_intx_isa(void **state)
+{
+    (void)state;
+    struct pci_rig *r = pci_rig_new();
+    struct toy *a = toy_new(r, 2), *b = toy_new(r, 5), *c = toy_new(r, 3); /* a and b share */
+    unsigned irq = cfg_read(r, 2, CFG_INTERRUPT_LINE, 1), other = cfg_read(r, 3, CFG_INTERRUPT_LINE, 1);
+    assert_int_equal(irq, pci_isa_irq(2));
+    assert_int_equal(irq, cfg_read(r, 5, CFG_INTERRUPT_LINE, 1));
+    assert_int_not_equal(irq, other);
+    assert_true(IRQ_ISA_PCI >> irq & 1 && IRQ_ISA_PCI >> other & 1);
+    cfg_write(r, 2, CFG_INTERRUPT_LINE, 1, 7); /* a note for systems, no router */
+    pci_intx_set(a->f, true);
+    pci_intx_set(b->f, true);
+    pci_intx_set(a->f, false);
+    assert_true(r->line[irq] && r->line[pci_gsi(5)] && !r->line[pci_gsi(2)] && !r->line[other]);
+    pci_intx_set(c->f, true);
+    assert_true(r->line[other]);
+    cfg_write(r, 5, CFG_COMMAND, 2, CMD_INTX_OFF);
+    assert_false(r->line[irq]);
+    pci_bus_reset(r->pci);
+    assert_false(r->line[other]);
+    assert_int_equal(cfg_read(r, 2, CFG_INTERRUPT_LINE, 1), irq);
+    free(a);
+    free(b);
+    free(c);
     pci_rig_free(r);
 }
 
@@ -496,10 +525,11 @@ static void test_race(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_header),   cmocka_unit_test(test_ports),        cmocka_unit_test(test_bars),
-        cmocka_unit_test(test_overlap),  cmocka_unit_test(test_intx),         cmocka_unit_test(test_msix),
-        cmocka_unit_test(test_msi),      cmocka_unit_test(test_capabilities), cmocka_unit_test(test_resets),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_layout),       cmocka_unit_test(test_race),
+        cmocka_unit_test(test_header),  cmocka_unit_test(test_ports),    cmocka_unit_test(test_bars),
+        cmocka_unit_test(test_overlap), cmocka_unit_test(test_intx),     cmocka_unit_test(test_intx_isa),
+        cmocka_unit_test(test_msix),    cmocka_unit_test(test_msi),      cmocka_unit_test(test_capabilities),
+        cmocka_unit_test(test_resets),  cmocka_unit_test(test_refusals), cmocka_unit_test(test_layout),
+        cmocka_unit_test(test_race),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -121,6 +121,18 @@ const struct bus_handler pci_config_ports = {port_read, port_write};
 /* ---- wired interrupts ---- */
 
 /* Level-triggered and shared: the line is up while any slot holds it. */
+static void hold(struct pci_bus *b, unsigned line, unsigned slot, bool level)
+{
+    uint32_t *holders = &b->asserting[line], before = *holders;
+    *holders = level ? before | 1u << slot : before & ~(1u << slot);
+    if (!*holders == !before) return;
+    if (b->cfg.sink)
+        b->cfg.sink->line(b->cfg.sink->ctx, line, *holders);
+    else
+        irqchip_set_line(b->cfg.irqchip, line, *holders);
+}
+
+/* A pin is wired to the IOAPIC and to the 8259s; a system uses one of them and masks the other. */
 static void intx_settle(struct pci_function *f)
 {
     struct pci_bus *b = f->bus;
@@ -130,14 +142,8 @@ static void intx_settle(struct pci_function *f)
     if (level == f->intx) return;
     f->intx = level;
     if (level) device_count(&f->stats.interrupts, 1);
-    unsigned gsi = pci_gsi(f->slot);
-    uint32_t *holders = &b->asserting[gsi - PCI_FIRST_GSI], before = *holders;
-    *holders = level ? before | 1u << f->slot : before & ~(1u << f->slot);
-    if (!*holders == !before) return;
-    if (b->cfg.sink)
-        b->cfg.sink->line(b->cfg.sink->ctx, gsi, *holders);
-    else
-        irqchip_set_line(b->cfg.irqchip, gsi, *holders);
+    hold(b, pci_gsi(f->slot), f->slot, level);
+    hold(b, pci_isa_irq(f->slot), f->slot, level);
 }
 
 void pci_intx_set(struct pci_function *f, bool level)
@@ -283,6 +289,7 @@ static void fill_header(struct pci_function *f)
     pci_put16(c + PCI_SUBSYSTEM, d->subsystem_vendor);
     pci_put16(c + PCI_SUBSYSTEM + 2, d->subsystem);
     c[PCI_INTERRUPT_PIN] = d->intx ? 1 : 0;
+    c[PCI_INTERRUPT_LINE] = d->intx ? (uint8_t)pci_isa_irq(f->slot) : 0;
     pci_put16(f->writable + PCI_COMMAND, command);
     f->writable[PCI_CACHE_LINE] = 0xff;
     f->writable[PCI_INTERRUPT_LINE] = d->intx ? 0xff : 0;

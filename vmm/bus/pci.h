@@ -121,12 +121,18 @@ struct pci_layout {
 /* `taken_port`: a port outside of which the I/O window must lie (the debug-exit port), or 0. */
 void pci_layout_init(struct pci_layout *l, uint64_t ram_size, uint16_t taken_port);
 
-/* GSI of INTA#, the only pin that functions here have, of a slot (as ACPI's _PRT says). */
+/* GSI of INTA#, the only pin that functions here have, of a slot (as ACPI's _PRT says, once a system said that it uses the IOAPIC). */
 #define PCI_FIRST_GSI 16
 #define PCI_GSIS 8
 static inline unsigned pci_gsi(unsigned slot)
 {
     return PCI_FIRST_GSI + slot % PCI_GSIS;
+}
+/* The same wire's IRQ at the 8259s, for systems that use these instead: one of IRQ_ISA_PCI; in the interrupt line register from power-on. */
+static inline unsigned pci_isa_irq(unsigned slot)
+{
+    static const uint8_t irq[3] = {10, 11, 5};
+    return irq[slot % 3];
 }
 
 /* For tests: takes interrupts in the irqchip's place. */

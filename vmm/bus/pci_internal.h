@@ -100,10 +100,10 @@ struct pci_bus {
     struct pci_window window[WINDOWS];
     struct pci_function *function[PCI_SLOTS]; /* changes with config_lock while no vCPU runs */
     struct pci_map map;
-    pthread_mutex_t config_lock;  /* guards configuration space, and address */
-    uint32_t address;             /* the register at 0xcf8 */
-    pthread_mutex_t intx_lock;    /* guards asserting */
-    uint32_t asserting[PCI_GSIS]; /* which slots hold the line */
+    pthread_mutex_t config_lock;                  /* guards configuration space, and address */
+    uint32_t address;                             /* the register at 0xcf8 */
+    pthread_mutex_t intx_lock;                    /* guards asserting */
+    uint32_t asserting[PCI_FIRST_GSI + PCI_GSIS]; /* by line: which slots hold it */
 };
 
 /* pci_config.c; all with config_lock */

@@ -269,7 +269,7 @@ void pic_reset(struct pic *p, struct irq_kick *k)
 {
     pthread_mutex_lock(&p->lock);
     for (unsigned i = 0; i < 2; i++) {
-        p->i8259[i].elcr = 0;
+        p->i8259[i].elcr = (uint8_t)(IRQ_ISA_PCI >> 8 * i);
         chip_init(&p->i8259[i]);
         /* As firmware leaves them: at the vectors of old, 8..15 and 0x70..0x77, masked but for the cascade and the line that PCI
          * devices use (11). Real-mode programs count on that; kernels of today mask everything first. */

@@ -240,7 +240,10 @@ static uint32_t build_dsdt(struct aml *a, const struct acpi_config *cfg)
     rtc(a);
     com1(a);
     aml_end(a, sb);
-    if (cfg->pci) acpi_slots_event(a);
+    if (cfg->pci) {
+        acpi_pci_mode(a);
+        acpi_slots_event(a);
+    }
     aml_name(a, "\\_S5_");
     size_t s5 = aml_package_begin(a, 4);
     aml_integer(a, PLATFORM_S5_TYPE);

@@ -40,21 +40,52 @@ static void crs(struct aml *a, const struct pci_layout *p)
     aml_resources_end(a, r);
 }
 
-/* Wired straight to the IOAPIC, without link devices: each entry names address, pin, 0, GSI (ACPI 6.2.13). Functions here have INTA# at
- * most, and systems interpret all of this for each device that they enable, so there is nothing about other pins. */
-static void prt(struct aml *a)
+/* Without link devices: each entry names address, pin, 0, GSI (ACPI 6.2.13). Functions here have INTA# at most, and systems interpret all
+ * of this for each device that they enable, so there is nothing about other pins. */
+static void prt_table(struct aml *a, const char *name, unsigned (*line)(unsigned slot))
 {
-    aml_name(a, "_PRT");
+    aml_name(a, name);
     size_t all = aml_package_begin(a, PCI_SLOTS);
     for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
         size_t one = aml_package_begin(a, 4);
         aml_integer(a, slot << 16 | 0xffff);
         aml_integer(a, 0);
         aml_integer(a, 0);
-        aml_integer(a, pci_gsi(slot));
+        aml_integer(a, line(slot));
         aml_end(a, one);
     }
     aml_end(a, all);
+}
+
+static void return_name(struct aml *a, const char *name)
+{
+    aml_byte(a, OP_RETURN);
+    aml_path(a, name);
+}
+
+/* The wires end at the IOAPIC and at the 8259s, and a system has said which it uses (_PIC). */
+static void prt(struct aml *a)
+{
+    prt_table(a, "PRTA", pci_gsi);
+    prt_table(a, "PRTP", pci_isa_irq);
+    size_t m = aml_method_begin(a, "_PRT", 0);
+    size_t apic = aml_block_begin(a, OP_IF);
+    aml_path(a, "\\PICM");
+    return_name(a, "PRTA");
+    aml_end(a, apic);
+    return_name(a, "PRTP");
+    aml_end(a, m);
+}
+
+void acpi_pci_mode(struct aml *a)
+{
+    aml_name(a, "\\PICM");
+    aml_integer(a, 0);
+    size_t m = aml_method_begin(a, "\\_PIC", 1);
+    aml_byte(a, OP_STORE);
+    aml_byte(a, ARG0);
+    aml_path(a, "\\PICM");
+    aml_end(a, m);
 }
 
 static void osc_field(struct aml *a, unsigned off, const char *name)

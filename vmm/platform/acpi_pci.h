@@ -10,5 +10,7 @@ void acpi_pci_bridge(struct aml *a, const struct pci_layout *p, uint32_t changin
 /* Hot plug: what goes into PCI0, and the event's method at the root. */
 void acpi_slots(struct aml *a, uint32_t changing_slots);
 void acpi_slots_event(struct aml *a);
+/* \_PIC, which PCI0's routing asks; at the root. */
+void acpi_pci_mode(struct aml *a);
 
 #endif
