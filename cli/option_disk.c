@@ -19,6 +19,7 @@ const char cli_disk_help[] =
     "       cache=unsafe        flushes do nothing: for scratch disks\n"
     "       discard=on|off      hand unused blocks back to the host (default on)\n"
     "       aio=io_uring|threads  default: io_uring where it is allowed\n"
+    "       packed=on|off       offer virtio's packed rings besides split ones (default on)\n"
     "       serial=TEXT, id=NAME  what the guest sees; what nacelle calls it (default disk0 ...)\n"
     "       read_bps= write_bps= total_bps=     bytes per second (K, M, G: powers of 1024)\n"
     "       read_iops= write_iops= total_iops=  operations per second, one per 64 KiB begun\n"
@@ -122,12 +123,20 @@ static int set_discard(struct machine_disk *d, const struct cli_keyvalue *kv, st
     return cli_keyvalue_bool(OPTION, kv, &d->block.discard, e);
 }
 
+static int set_packed(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e)
+{
+    bool packed;
+    int r = cli_keyvalue_bool(OPTION, kv, &packed, e);
+    if (!r) d->split_ring = !packed;
+    return r;
+}
+
 static const struct {
     const char *key;
     int (*set)(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e);
 } keys[] = {
     {"path", set_path},     {"if", set_model}, {"ro", set_ro},         {"cache", set_cache},     {"aio", set_aio},
-    {"format", set_format}, {"id", set_id},    {"serial", set_serial}, {"discard", set_discard},
+    {"format", set_format}, {"id", set_id},    {"serial", set_serial}, {"discard", set_discard}, {"packed", set_packed},
 };
 
 static int set_key(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e)
@@ -137,11 +146,11 @@ static int set_key(struct machine_disk *d, const struct cli_keyvalue *kv, struct
     unsigned base;
     uint64_t *limit = cli_disk_limit(&d->block.limits, kv->key, &base);
     if (limit) return cli_keyvalue_count(OPTION, kv, base, limit, e);
-    return nerr_set(e, -EINVAL,
-                    OPTION
-                    ": unknown key %s; there are path, if, ro, format, cache, discard, aio, serial, id, and limits "
-                    "such as read_bps (see 'nacelle help run')",
-                    kv->key);
+    return nerr_set(
+        e, -EINVAL,
+        OPTION ": unknown key %s; there are path, if, ro, format, cache, discard, aio, packed, serial, id, and limits "
+               "such as read_bps (see 'nacelle help run')",
+        kv->key);
 }
 
 static int parse(struct cli_disks *all, struct machine_disk *d, const struct cli_keyvalues *kv, struct nerr *e)

@@ -19,7 +19,7 @@ const char cli_net_help[] =
     "          net=ADDR/BITS  (10.0.2.0/24), dns=ADDR, hostname=NAME, domain=NAME, ipv6=off\n"
     "        tap=NAME         a tap interface of this host\n"
     "        none             a card with its cable out\n"
-    "      and for each:  model=virtio|e1000  mac=52:54:00:..  mtu=N  queues=N  id=NAME\n"
+    "      and for each:  model=virtio|e1000  mac=52:54:00:..  mtu=N  queues=N  packed=off  id=NAME\n"
     "        avg_in=, peak_in=, avg_out=, peak_out= bits per second (K, M, G: powers of 1000; in: to the guest)\n"
     "        burst_in=, burst_out= bytes (K, M, G: powers of 1024)\n";
 
@@ -183,6 +183,12 @@ static int set_common(struct machine_nic *nic, const struct cli_keyvalue *kv, bo
     if (strcmp(kv->key, "mtu") == 0) return parse_number(kv, NET_MTU_MIN, NET_MTU_MAX, &nic->net.mtu, e);
     if (strcmp(kv->key, "queues") == 0) return parse_number(kv, 1, MACHINE_NIC_MAX_QUEUES, &nic->queues, e);
     if (strcmp(kv->key, "id") == 0) return parse_id(kv, nic->id, e);
+    if (strcmp(kv->key, "packed") == 0) {
+        bool packed = true;
+        r = cli_keyvalue_bool(OPTION, kv, &packed, e);
+        nic->split_ring = !packed;
+        return r;
+    }
     unsigned base;
     uint64_t *limit = cli_net_limit(&nic->net.limits, kv->key, &base);
     *known = limit != NULL;

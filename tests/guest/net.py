@@ -111,6 +111,9 @@ def user(model, extra=""):
     guest = boot(model, "user,mac=52:54:00:77:66:55,hostname=silo,%s%s" % (forwards, extra), address="dhcp", host="10.0.2.2",
                  steps="down,up,many,ping,serve", **serve("127.0.0.1"))
     guest.expect(r"^driver %s mac 52:54:00:77:66:55 mtu 1500$" % {"virtio": "virtio_net"}.get(model, model), 90)
+    if model == "virtio":
+        match, _ = guest.expect(r"^packed (\d)$", 30)
+        check(match[1] == ("0" if "packed=off" in extra else "1"), "rings: %s" % match[0])
     guest.expect(r"^lease 10\.0\.2\.15 router 10\.0\.2\.2 dns 10\.0\.2\.3 name silo$", 60)
     steps_with_sums(guest, ["down", "up", "many", "ping"])
     guest.expect(r"^serving$", 60)
@@ -165,6 +168,7 @@ def tap_possible():
 CASES = {
     "user-virtio": lambda: user("virtio"),
     "user-e1000": lambda: user("e1000"),
+    "user-split": lambda: user("virtio", ",packed=off"),
     "user-queues": lambda: user("virtio", ",queues=2"),
     "tap-virtio": lambda: tap("virtio"),
     "tap-e1000": lambda: tap("e1000"),

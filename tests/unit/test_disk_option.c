@@ -44,10 +44,12 @@ static void test_good(void **state)
     assert_int_equal(d->model, MACHINE_DISK_VIRTIO);
     assert_int_equal(d->block.cache, BLOCK_CACHE_WRITEBACK);
     assert_true(d->block.discard);
+    assert_false(d->split_ring);
     assert_false(d->block.readonly);
     assert_null(d->block.format);
     assert_string_equal(d->id, "disk0");
-    d = good("path=/x/b,,c=d.img,if=ahci,ro,serial=S 1,cache=none,format=qcow2,discard=off,aio=threads,id=root");
+    d = good(
+        "path=/x/b,,c=d.img,if=ahci,ro,serial=S 1,cache=none,format=qcow2,discard=off,aio=threads,packed=off,id=root");
     assert_string_equal(d->block.path, "/x/b,c=d.img");
     assert_int_equal(d->model, MACHINE_DISK_AHCI);
     assert_true(d->block.readonly);
@@ -55,6 +57,7 @@ static void test_good(void **state)
     assert_int_equal(d->block.cache, BLOCK_CACHE_NONE);
     assert_string_equal(d->block.format, "qcow2");
     assert_false(d->block.discard);
+    assert_true(d->split_ring);
     assert_int_equal(d->block.aio, BLOCK_AIO_THREADS);
     assert_string_equal(d->id, "root");
     d = good("ro,path=ro,read_bps=1,write_bps=2K,total_bps=3M,read_iops=4,write_iops=5k,total_iops=6M");

@@ -52,9 +52,10 @@ static void test_good(void **state)
     assert_int_equal(n->model, MACHINE_NIC_E1000);
     assert_memory_equal(n->mac, "\x52\x54\x00\xab\xcd\xef", 6);
     assert_string_equal(n->id, "lan");
-    n = good("none,queues=4,mtu=9000");
+    n = good("none,queues=4,mtu=9000,packed=off");
     assert_int_equal(n->net.kind, NET_NONE);
     assert_int_equal(n->queues, 4);
+    assert_true(n->split_ring);
     assert_int_equal(n->net.mtu, 9000);
     n = good("user,avg_in=10M,peak_in=20M,burst_in=64K,avg_out=1G,peak_out=2G,burst_out=1M");
     assert_int_equal(n->net.limits.avg_in, 10000000);

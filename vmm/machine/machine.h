@@ -56,6 +56,7 @@ enum machine_disk_model { MACHINE_DISK_VIRTIO, MACHINE_DISK_AHCI };
 struct machine_disk {
     struct block_config block;
     enum machine_disk_model model;
+    bool split_ring; /* don't offer packed rings; virtio only */
     char id[32];     /* unique among the machine's devices: "disk0" unless the user said */
     char serial[21]; /* at most 20 printable characters; "": made of the id */
 };
@@ -65,6 +66,7 @@ enum machine_nic_model { MACHINE_NIC_VIRTIO, MACHINE_NIC_E1000 };
 struct machine_nic {
     struct net_config net;
     enum machine_nic_model model;
+    bool split_ring; /* as with disks */
     unsigned queues; /* pairs of them, 1..MACHINE_NIC_MAX_QUEUES; 0: 1. virtio only */
     char id[32];     /* "net0" unless the user said */
     uint8_t mac[6];  /* all zeros: made of the machine's name and the NIC's number */

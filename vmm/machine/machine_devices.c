@@ -56,7 +56,8 @@ int machine_virtio_disk_create(struct machine *m, const struct machine_disk *dis
                                     .loop = m->loop,
                                     .block = slot->block,
                                     .serial = disk->serial[0] ? disk->serial : slot->id,
-                                    .queues = m->cpus};
+                                    .queues = m->cpus,
+                                    .split_ring = disk->split_ring};
     int r = virtio_blk_create(m->pci, -1, &cfg, &d, e);
     if (r) return r;
     slot->dev = d;

@@ -33,7 +33,7 @@ static void destroy_virtio(void *dev)
 static int add_virtio(struct machine *m, const struct machine_nic *nic, struct machine_device *d, struct nerr *e)
 {
     struct virtio_net *v;
-    struct virtio_net_options o = {.name = d->id, .pairs = nic->queues, .net = nic->net};
+    struct virtio_net_options o = {.name = d->id, .pairs = nic->queues, .split_ring = nic->split_ring, .net = nic->net};
     memcpy(o.mac, nic->mac, 6);
     int r = virtio_net_create(m->pci, -1, &o, m->loop, &v, e);
     if (r) return r;

@@ -537,6 +537,7 @@ static int create_device(struct virtio_net *v, struct pci_bus *b, int slot, cons
         .dev = v,
         .name = cfg->name,
         .features = features,
+        .no_packed = cfg->split_ring,
         .loop = loop,
         .queues = v->max_pairs * 2 + 1,
         .queue = queue,

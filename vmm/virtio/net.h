@@ -13,7 +13,8 @@ struct virtio_net;
 struct virtio_net_options {
     const char *name; /* "net0"; outlives the device */
     uint8_t mac[6];
-    unsigned pairs; /* of queues: 1..VIRTIO_NET_MAX_PAIRS; 0: 1 */
+    unsigned pairs;  /* of queues: 1..VIRTIO_NET_MAX_PAIRS; 0: 1 */
+    bool split_ring; /* don't offer packed rings */
     struct net_config net;
 };
 

@@ -8,6 +8,7 @@ for module in $(value modules | tr , ' '); do modprobe "$module"; done
 ip link set eth0 up
 for _ in 1 2 3 4 5 6 7 8 9 10; do [ "$(cat /sys/class/net/eth0/carrier 2>/dev/null)" = 1 ] || sleep 0.5; done
 echo "driver $(basename "$(readlink /sys/class/net/eth0/device/driver)") mac $(cat /sys/class/net/eth0/address) mtu $(cat /sys/class/net/eth0/mtu)"
+[ ! -e /sys/class/net/eth0/device/features ] || echo "packed $(cut -c35 /sys/class/net/eth0/device/features)"
 if [ "$(value address)" = dhcp ]; then
     cat >/tmp/lease <<'END'
 #!/bin/sh
