@@ -19,6 +19,8 @@ struct cli_verb {
 
 extern const struct cli_verb cli_run;
 extern const struct cli_verb cli_doctor;
+extern const struct cli_verb cli_ps;
+extern const struct cli_verb cli_ctl;
 
 extern const char cli_version[];
 

@@ -22,7 +22,7 @@ static void version_help(FILE *out)
 
 static const struct cli_verb cli_version_verb = {"version", "say which version this is", version_verb, version_help};
 
-static const struct cli_verb *const verbs[] = {&cli_run, &cli_doctor, &cli_version_verb};
+static const struct cli_verb *const verbs[] = {&cli_run, &cli_ps, &cli_ctl, &cli_doctor, &cli_version_verb};
 
 static void help(FILE *out)
 {

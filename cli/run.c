@@ -6,13 +6,19 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <cjson/cJSON.h>
+
 #include "cli/cli.h"
 #include "cli/console.h"
 #include "cli/option_console.h"
 #include "cli/option_disk.h"
 #include "cli/option_net.h"
 #include "common/log.h"
+#include "vmm/control/commands.h"
+#include "vmm/control/place.h"
+#include "vmm/control/server.h"
 #include "vmm/machine/machine.h"
+#include "vmm/machine/machine_control.h"
 
 #define DEFAULT_MEMORY (512ull << 20)
 
@@ -22,11 +28,13 @@ struct run_options {
     struct cli_consoles consoles;
     struct cli_nics nics;
     const char *engine;
+    const char *control; /* path of the socket, "none", or NULL: by the name */
+    const char *name;    /* NULL: not given */
     bool stats;
     const char *stats_json; /* file, or NULL for the table */
 };
 
-enum { OPT_ENGINE = 256, OPT_NO_REBOOT, OPT_DEBUG_EXIT, OPT_STATS, OPT_NAME, OPT_CONSOLE, OPT_VSOCK };
+enum { OPT_ENGINE = 256, OPT_NO_REBOOT, OPT_DEBUG_EXIT, OPT_STATS, OPT_NAME, OPT_CONSOLE, OPT_VSOCK, OPT_CONTROL };
 
 static const struct option options[] = {
     {"kernel", required_argument, NULL, 'k'},
@@ -41,6 +49,7 @@ static const struct option options[] = {
     {"debug-exit", required_argument, NULL, OPT_DEBUG_EXIT},
     {"stats", optional_argument, NULL, OPT_STATS},
     {"name", required_argument, NULL, OPT_NAME},
+    {"control", required_argument, NULL, OPT_CONTROL},
     {"console", required_argument, NULL, OPT_CONSOLE},
     {"vsock", required_argument, NULL, OPT_VSOCK},
     {"help", no_argument, NULL, 'h'},
@@ -67,7 +76,8 @@ static void run_help(FILE *out)
           "      --no-reboot        end instead of resetting\n"
           "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
           "      --stats[=json:FILE]  say at the end what the run cost\n"
-          "      --name NAME        name in messages and statistics (default vm)\n"
+          "      --name NAME        what nacelle ps and nacelle ctl call the machine (default vm-PID)\n"
+          "      --control PATH|none  where its control socket is, or that it has none (default: by the name)\n"
           "  -h, --help             this help\n"
           "\n"
           "On a terminal, Ctrl-A x ends the machine and Ctrl-A h lists the other keys.\n"
@@ -82,6 +92,17 @@ static int set_stats(struct run_options *o, const char *arg, struct nerr *e)
     if (strncmp(arg, "json:", 5) != 0 || !arg[5])
         return nerr_set(e, -EINVAL, "--stats: '%s' is unknown; give --stats or --stats=json:FILE", arg);
     o->stats_json = arg + 5;
+    return 0;
+}
+
+static int set_name(struct run_options *o, const char *name, struct nerr *e)
+{
+    if (!control_name_good(name))
+        return nerr_set(
+            e, -EINVAL,
+            "--name: '%.70s' is no name; give 1 to %d letters, digits, '.', '_' or '-', not '.' or '-' first", name,
+            CONTROL_VM_NAME_MAX);
+    o->name = o->machine.name = name;
     return 0;
 }
 
@@ -120,7 +141,8 @@ static int set_option(struct run_options *o, int opt, char **argv, struct nerr *
         if (!r) o->machine.debug_exit_port = (int)n;
         break;
     case OPT_STATS: r = set_stats(o, optarg, e); break;
-    case OPT_NAME: o->machine.name = optarg; break;
+    case OPT_NAME: r = set_name(o, optarg, e); break;
+    case OPT_CONTROL: o->control = optarg; break;
     case OPT_CONSOLE: r = cli_console_add(&o->consoles, optarg, e); break;
     case OPT_VSOCK: r = cli_vsock_set(&o->consoles, &o->machine.vsock, optarg, e); break;
     case 'h': return 1;
@@ -181,13 +203,60 @@ static void write_stats(const struct run_options *o, struct machine *m)
         nc_error("%s", e.text);
 }
 
+/* ---- control ---- */
+
+/* Takes the machine's name before anything is made. A host without a place for sockets still runs machines. */
+static int claim(const struct run_options *o, struct control_place *place, struct nerr *e)
+{
+    struct nerr why;
+    *place = (struct control_place){.fd = -1};
+    if (o->control && strcmp(o->control, "none") == 0) return 0;
+    int r = control_claim(o->name, o->control, place, &why);
+    if (r == -EEXIST) return nerr_set(e, r, "%s", why.text);
+    if (r)
+        nc_warn("no control socket: %s; the machine runs without (--control none says that this is meant)", why.text);
+    return 0;
+}
+
+static void on_machine_event(void *ctx, enum machine_event event)
+{
+    static const char *const name[] = {
+        [MACHINE_EVENT_PAUSED] = "paused", [MACHINE_EVENT_RESUMED] = "resumed", [MACHINE_EVENT_RESET] = "reset"};
+    control_tell(ctx, name[event], NULL, NULL);
+}
+
+/* Runs the machine with its control socket, if it has one. */
+static int run_controlled(struct machine *m, const struct control_place *place, int *status, struct nerr *e)
+{
+    struct control_machine target = {.machine = m, .name = place->name};
+    struct control *control = NULL;
+    if (place->fd >= 0) {
+        struct control_config cfg = {.loop = machine_loop(m),
+                                     .listener = place->fd,
+                                     .name = place->name,
+                                     .version = cli_version,
+                                     .execute = control_execute,
+                                     .ctx = &target};
+        int r = control_start(&cfg, &control, e);
+        if (r) return r;
+        machine_listen(m, on_machine_event, control);
+    }
+    *status = machine_run(m);
+    machine_listen(m, NULL, NULL);
+    if (control) control_tell(control, "ended", "status", cJSON_CreateNumber(*status));
+    control_stop(control);
+    return 0;
+}
+
 static int run_machine(struct run_options *o)
 {
     struct console *con = NULL;
     struct machine *m = NULL;
+    struct control_place place;
     struct nerr e, why;
     int status = CLI_USAGE_STATUS;
-    int r = cli_pick_engine(o->engine, &o->machine.engine, &why, &e);
+    int r = claim(o, &place, &e);
+    if (!r) r = cli_pick_engine(o->engine, &o->machine.engine, &why, &e);
     if (!r) r = console_open(&(struct console_config){.in = STDIN_FILENO, .out = STDOUT_FILENO}, &con, &e);
     if (!r) {
         o->machine.console = (struct machine_console){.ctx = con, .output = console_output, .room = console_room};
@@ -202,13 +271,14 @@ static int run_machine(struct run_options *o)
     if (!r) r = check_stats_file(o, &e);
     if (!r && why.text[0]) nc_info("%s", why.text);
     if (!r) r = console_attach(con, m, &e);
-    if (!r) status = machine_run(m);
+    if (!r) r = run_controlled(m, &place, &status, &e);
     console_close(con); /* first: what follows is printed on a terminal in its own mode */
     if (r)
         nc_error("%s", e.text);
     else
         write_stats(o, m);
     machine_destroy(m);
+    control_release(&place);
     return status;
 }
 

@@ -38,7 +38,11 @@ SOFT_SRC := $(filter $(SOFT_DIR)/%.c,$(LIB_SRC))
 SOFT_STRICT_SRC := $(filter-out $(SOFT_EXEMPT_SRC),$(SOFT_SRC))
 
 obj = $(addprefix $(BUILD)/obj/,$(addsuffix .o,$(basename $(1))))
-LIB_OBJ := $(call obj,$(LIB_SRC))
+# The control socket's commands: one description, from which a small program makes tables, documentation and manual page.
+GENCONTROL := $(BUILD)/tools/gencontrol
+CONTROL_TABLES := $(BUILD)/gen/control_tables.c
+GEN_SRC := $(CONTROL_TABLES)
+LIB_OBJ := $(call obj,$(LIB_SRC) $(GEN_SRC))
 MAIN_OBJ := $(call obj,$(MAIN_SRC))
 SOFT_STRICT_OBJ := $(call obj,$(SOFT_STRICT_SRC))
 LIB := $(BUILD)/libnacelle.a
@@ -79,6 +83,22 @@ $(BUILD)/obj/%.o: %.c $(FLAGS_FILE)
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(BASE_CFLAGS) $(SAN_FLAGS) $(EXTRA) $(CFLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@.$$$$ && mv $@.$$$$ $@
+
+$(GENCONTROL): tools/gencontrol.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -std=gnu17 -O1 $(WARN) $< -o $@.$$$$ -lcjson && mv $@.$$$$ $@
+
+$(CONTROL_TABLES): vmm/control/commands.json $(GENCONTROL)
+	$(call say,GEN,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(GENCONTROL) tables $< > $@.$$$$ && mv $@.$$$$ $@
+
+# Committed, so that they can be read without a build; a test checks that they are what this makes.
+.PHONY: control-docs
+control-docs: $(GENCONTROL)
+	$(Q)$(GENCONTROL) markdown vmm/control/commands.json > docs/control.md
+	$(Q)$(GENCONTROL) man vmm/control/commands.json > docs/man/nacelle-ctl.1
 
 $(BUILD)/obj/%.o: %.S $(FLAGS_FILE)
 	$(call say,AS,$<)

@@ -316,7 +316,7 @@ static void wait_changed(struct block *b)
     pthread_cond_timedwait(&b->changed, &b->lock, &t);
 }
 
-void block_drain(struct block *b)
+bool block_drain_until(struct block *b, uint64_t deadline)
 {
     pthread_mutex_lock(&b->lock);
     b->draining = true;
@@ -331,10 +331,16 @@ void block_drain(struct block *b)
         pthread_mutex_lock(&b->lock);
         bool idle = !b->pending;
         if (!idle && !b->finished.head) wait_changed(b);
-        if (idle) b->draining = false;
+        bool end = idle || clock_mono_ns() >= deadline;
+        if (end) b->draining = false;
         pthread_mutex_unlock(&b->lock);
-        if (idle) return;
+        if (end) return idle;
     }
+}
+
+void block_drain(struct block *b)
+{
+    block_drain_until(b, UINT64_MAX);
 }
 
 /* ---- life ---- */

@@ -91,6 +91,8 @@ void block_unplug_reap(struct block *b);
 /* Waits until nothing is in flight (reset, pause); done() of all of it has returned then. Requests held back by a limit go at once, as
  * debts. The caller sees to it that nobody submits meanwhile. Not from inside done(). */
 void block_drain(struct block *b);
+/* The same, up to `deadline` (clock_mono_ns()); false: something is still in flight then, because the host does not answer. */
+bool block_drain_until(struct block *b, uint64_t deadline);
 /* A file grows; a block device's new size is taken over. Shrinking is refused: -EINVAL. */
 int block_resize(struct block *b, uint64_t size, struct nerr *e);
 /* While it runs: the new limits hold for what waits already. All zeroes: none. */

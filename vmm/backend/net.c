@@ -85,7 +85,7 @@ bool net_deliver(struct net *n, const struct net_header *h, const struct iovec *
         return true;
     }
     uint64_t now = n->in.active ? clock_mono_ns() : 0;
-    if (!n->first && (!n->in.active || in_passes(n, now))) {
+    if (!n->first && !n->held && (!n->in.active || in_passes(n, now))) {
         bool given = give(n, h, iov, iovs, len);
         if (!given) {
             /* Room that the guest made since then was made before it could see that we wait for it. */
@@ -124,7 +124,7 @@ static void drain(void *ctx)
     pthread_mutex_lock(n->lock);
     atomic_store(&n->draining, false);
     bool had = n->first != NULL;
-    while (n->first) {
+    while (n->first && !n->held) {
         struct net_waiting *w = n->first;
         uint64_t now = n->in.active ? clock_mono_ns() : 0;
         if (n->in.active && !in_passes(n, now)) break;
@@ -227,6 +227,15 @@ void net_set_link(struct net *n, bool up)
         pthread_mutex_unlock(n->lock);
     }
     if (n->port.link_changed) n->port.link_changed(n->port.ctx, up);
+}
+
+void net_hold(struct net *n, bool on)
+{
+    pthread_mutex_lock(n->lock);
+    n->held = on;
+    if (!on) atomic_store(&n->waiting, true); /* so that somebody looks */
+    pthread_mutex_unlock(n->lock);
+    if (!on) net_receive_ready(n);
 }
 
 static int check_direction(const char *way, uint64_t avg, uint64_t peak, uint64_t burst, struct nerr *e)

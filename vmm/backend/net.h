@@ -116,6 +116,8 @@ void net_count_into(struct net *n, struct device_stats *s);
 void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn, bool ufo);
 /* Plugs the cable out or in: frames are dropped while it is out. Not with a lock of the front end held. */
 void net_set_link(struct net *n, bool up);
+/* While held, frames for the guest wait as when it has no room. Not with a lock of the front end held. */
+void net_hold(struct net *n, bool on);
 int net_check_limits(const struct net_limits *l, struct nerr *e);
 int net_set_limits(struct net *n, const struct net_limits *l, struct nerr *e);
 void net_get_limits(const struct net *n, struct net_limits *l);

@@ -55,6 +55,7 @@ struct net {
     uint32_t waiting_bytes;
     _Atomic bool waiting; /* first != NULL */
     _Atomic bool draining;
+    bool held;      /* nothing is delivered: the guest is paused */
     bool delivered; /* receive_end() is due */
     struct limiter in;
     uint64_t in_since; /* a limit holds frames up since then; 0: no */

@@ -118,6 +118,8 @@ uint32_t lapic_timer_current(struct lapic *l);
 void lapic_timer_set_deadline(struct lapic *l, uint64_t tsc);
 uint64_t lapic_timer_deadline(struct lapic *l);
 void lapic_timer_set_tsc_offset(struct lapic *l, uint64_t tsc_offset);
+void lapic_timer_freeze(struct lapic *l);
+void lapic_timer_thaw(struct lapic *l, uint64_t ns);
 struct lapic_timer_state {
     uint32_t lvt, initial, current, divide;
     uint64_t deadline;
@@ -195,6 +197,9 @@ void ioapic_set_state(struct ioapic *a, const struct irq_ioapic_state *s, struct
 void pic_get_state(struct pic *p, struct irq_pic_state s[2]);
 void pic_set_state(struct pic *p, const struct irq_pic_state s[2], struct irq_kick *k);
 
+/* freeze.c: a reset meanwhile leaves no timer to go on with. */
+void irq_forget_frozen(struct irqchip *c);
+
 /* ---- glue ---- */
 struct irqchip {
     struct irqchip_host host;
@@ -202,6 +207,7 @@ struct irqchip {
     struct engine *engine;
     pthread_mutex_t irqfd_lock; /* guards irqfd; taken before any other of the chip's */
     struct irqfd *irqfd;
+    struct irq_lapic_state *frozen; /* of the engine's own, per vCPU, while time stands still; else NULL */
     struct event_loop *loop;
     unsigned vcpus;
     atomic_uint lowest_next; /* where the search for the lowest priority begins, so that equals take turns */

@@ -186,6 +186,7 @@ void irqchip_destroy(struct irqchip *c)
     for (unsigned i = 0; i < c->vcpus; i++) lapic_fini(&c->lapic[i]);
     pic_fini(&c->pic);
     ioapic_fini(&c->ioapic);
+    free(c->frozen);
     free(c);
 }
 
@@ -216,6 +217,7 @@ static int reset_inside(struct irqchip *c, struct nerr *e)
 int irqchip_reset(struct irqchip *c, struct nerr *e)
 {
     struct irq_kick k = {0};
+    irq_forget_frozen(c);
     ioapic_reset(&c->ioapic);
     pic_reset(&c->pic, &k);
     for (unsigned i = 0; i < c->vcpus; i++) lapic_power_on(&c->lapic[i]);

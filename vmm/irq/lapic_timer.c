@@ -193,6 +193,22 @@ void lapic_timer_set_tsc_offset(struct lapic *l, uint64_t tsc_offset)
     if (l->deadline) arm(l, clock_mono_ns());
 }
 
+/* The guest's time stands still: nothing fires until it goes on. */
+void lapic_timer_freeze(struct lapic *l)
+{
+    event_timer_cancel(&l->timer);
+}
+
+/* ... which it does `ns` later, as if they had not been. A TSC deadline goes by the TSC, whose offset has been set already. */
+void lapic_timer_thaw(struct lapic *l, uint64_t ns)
+{
+    uint64_t now = clock_mono_ns();
+    l->start += ns;
+    if (l->due) l->due += ns;
+    settle(l, now);
+    arm(l, now);
+}
+
 /* What was left of the count is left of it now: time stood still in between. A TSC deadline is absolute. */
 void lapic_timer_restore(struct lapic *l, const struct lapic_timer_state *s)
 {

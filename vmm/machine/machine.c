@@ -233,6 +233,7 @@ void machine_destroy(struct machine *m)
     boot_close(m->image);
     guest_memory_destroy(&m->memory);
     free(m->boot_state);
+    free(m->pause);
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
     free(m);
@@ -280,7 +281,7 @@ static void do_reset(void *ctx)
     machine_hotplug_reset(m);
     pci_bus_reset(m->pci);
     platform_reset(m->platform);
-    if (irqchip_reset(m->irqchip, &e) || load(m, &e)) {
+    if (irqchip_reset(m->irqchip, &e) || machine_clocks_reset(m, &e) || load(m, &e)) {
         nc_error("reset: %s", e.text);
         machine_stop(m, MACHINE_EXIT_HOST);
         return;
@@ -295,12 +296,13 @@ static void do_reset(void *ctx)
     pthread_mutex_lock(&m->lock);
     m->reset_pending = false;
     if (!m->stopped) {
-        atomic_store(&m->state, MACHINE_RUNNING);
-        atomic_store(&m->want, WANT_RUN);
+        atomic_store(&m->state, m->paused ? MACHINE_PAUSED : MACHINE_RUNNING);
+        if (!m->paused) atomic_store(&m->want, WANT_RUN);
     }
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
     on_room(m); /* the serial port forgot that it had refused input */
+    machine_tell(m, MACHINE_EVENT_RESET);
 }
 
 /* Called with the lock held. The loop never waits for vCPUs to park, so that it stays there for the user: the last one to park
@@ -337,7 +339,7 @@ void machine_reset(struct machine *m)
 int machine_park(struct machine *m, struct nerr *e)
 {
     pthread_mutex_lock(&m->lock);
-    bool busy = m->reset_pending || m->stopped || atomic_load(&m->state) != MACHINE_RUNNING;
+    bool busy = m->reset_pending || m->stopped || (atomic_load(&m->state) != MACHINE_RUNNING && !m->paused);
     if (!busy) atomic_store(&m->want, WANT_PARK);
     pthread_mutex_unlock(&m->lock);
     if (busy) return nerr_set(e, -EBUSY, "the machine is being reset or stopped");
@@ -353,7 +355,7 @@ int machine_park(struct machine *m, struct nerr *e)
 void machine_unpark(struct machine *m)
 {
     pthread_mutex_lock(&m->lock);
-    if (!m->reset_pending && !m->stopped) atomic_store(&m->want, WANT_RUN);
+    if (!m->reset_pending && !m->stopped && !m->paused) atomic_store(&m->want, WANT_RUN);
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }

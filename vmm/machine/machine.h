@@ -17,6 +17,7 @@
 #include "vmm/backend/net.h"
 #include "vmm/engine/engine.h"
 
+struct cJSON;
 struct event_loop;
 struct machine;
 
@@ -33,6 +34,7 @@ enum machine_state {
     MACHINE_CREATED, /* loaded, vCPU threads not started */
     MACHINE_RUNNING,
     MACHINE_RESETTING, /* vCPUs parked while devices and kernel are made new */
+    MACHINE_PAUSED,    /* vCPUs parked, the guest's time stands still (machine_control.h) */
     MACHINE_STOPPED,   /* has an exit status */
 };
 
@@ -147,5 +149,7 @@ void machine_disk_observe(struct machine *m, void (*gone)(void *ctx, const char 
 /* What the run cost, after machine_run(): a table, or JSON into a file. */
 void machine_stats_print(struct machine *m, FILE *out);
 int machine_stats_json(struct machine *m, const char *path, struct nerr *e);
+/* The same as an object, the caller's to free; NULL when memory ran out. While the machine runs: on the loop's thread, and vCPUs stop for it. */
+struct cJSON *machine_stats_object(struct machine *m);
 
 #endif

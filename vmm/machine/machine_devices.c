@@ -43,6 +43,11 @@ void machine_device_destroy(struct machine_device *d)
     *d = (struct machine_device){0};
 }
 
+static void virtio_disk_resized(void *dev)
+{
+    virtio_blk_resized(dev);
+}
+
 static void destroy_virtio_blk(void *dev)
 {
     virtio_blk_destroy(dev);
@@ -62,6 +67,7 @@ int machine_virtio_disk_create(struct machine *m, const struct machine_disk *dis
     if (r) return r;
     slot->dev = d;
     slot->destroy = destroy_virtio_blk;
+    slot->resized = virtio_disk_resized;
     slot->function = pci_find(m->pci, slot->id);
     pci_set_removable(slot->function);
     return 0;

@@ -11,6 +11,7 @@
 #include "vmm/bus/pci.h"
 #include "vmm/irq/irq.h"
 #include "vmm/machine/machine.h"
+#include "vmm/machine/machine_control.h"
 #include "vmm/memory/memory.h"
 #include "vmm/platform/platform.h"
 
@@ -54,6 +55,8 @@ struct machine_device {
     void (*destroy)(void *dev); /* back ends included. No vCPU runs; the event loop's thread calls */
     struct block *block;        /* a disk's back end, for statistics and control, or NULL */
     struct net *net;            /* a NIC's, or NULL */
+    /* Tells the guest of its disk's new size; NULL where it cannot be told. */
+    void (*resized)(void *dev);
 };
 
 enum machine_want { WANT_RUN, WANT_PARK, WANT_QUIT };
@@ -95,6 +98,10 @@ struct machine {
     unsigned parked; /* vCPU threads that honour WANT_PARK */
     bool stopped;
     bool reset_pending;
+    bool paused;                 /* the loop's thread writes it, with the lock held */
+    struct machine_pause *pause; /* what stands still, from the first pause on; machine_control.c */
+    void (*listen)(void *ctx, enum machine_event event);
+    void *listen_ctx;
     int status;
     uint64_t start_ns, end_ns;
     uint64_t resets;
@@ -117,6 +124,10 @@ void machine_unpark(struct machine *m);
 /* move.c: goes on with another engine; when that fails, with the old one. On the loop's thread. Eventfds given to the old engine are not
  * carried over, and devices with threads of their own must be idle. */
 int machine_change_engine(struct machine *m, const struct engine_ops *ops, struct nerr *e);
+
+/* machine_control.c: vCPUs' time-stamp counters agree again after a reset. With all of them parked. */
+int machine_clocks_reset(struct machine *m, struct nerr *e);
+void machine_tell(struct machine *m, enum machine_event event);
 
 /* vcpu.c */
 int machine_vcpus_start(struct machine *m, struct nerr *e);

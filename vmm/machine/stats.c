@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "vmm/machine/machine_internal.h"
 
 static const char *const exit_name[EXIT_KINDS] = {
@@ -19,7 +20,8 @@ static const char *const exit_name[EXIT_KINDS] = {
 
 static double seconds(const struct machine *m)
 {
-    return (double)(m->end_ns - m->start_ns) / 1e9;
+    uint64_t end = m->end_ns ? m->end_ns : clock_mono_ns();
+    return (double)(end - m->start_ns) / 1e9;
 }
 
 static double cpu_seconds(void)
@@ -239,6 +241,16 @@ static cJSON *json_all(const struct machine *m)
     for (unsigned i = 0; i < m->cpus; i++) cJSON_AddItemToArray(list, json_vcpu(m, i));
     cJSON_AddItemToObject(o, "devices", json_devices(m));
     cJSON_AddItemToObject(o, "pci", json_pci(m));
+    return o;
+}
+
+cJSON *machine_stats_object(struct machine *m)
+{
+    struct nerr e;
+    /* Counters belong to the vCPUs' threads. While they are being reset nothing counts. */
+    bool parked = machine_state(m) == MACHINE_RUNNING && machine_park(m, &e) == 0;
+    cJSON *o = json_all(m);
+    if (parked) machine_unpark(m);
     return o;
 }
 

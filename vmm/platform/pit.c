@@ -324,6 +324,24 @@ void pit_reset(struct pit *p)
     pthread_mutex_unlock(&p->lock);
 }
 
+void pit_freeze(struct pit *p)
+{
+    pthread_mutex_lock(&p->lock);
+    event_timer_cancel(&p->timer);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pit_thaw(struct pit *p, uint64_t ns)
+{
+    pthread_mutex_lock(&p->lock);
+    for (unsigned i = 0; i < 3; i++) p->ch[i].start += ns;
+    if (p->due) {
+        p->due += ns;
+        event_timer_arm(&p->timer, p->due, 0);
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
 int pit_create(struct event_loop *loop, struct irq_line irq, struct pit **out, struct nerr *e)
 {
     struct pit *p = calloc(1, sizeof *p);

@@ -141,6 +141,18 @@ void platform_reset(struct platform *p)
     if (p->testdev) testdev_reset(p->testdev);
 }
 
+void platform_freeze(struct platform *p)
+{
+    pit_freeze(p->pit);
+    pm_freeze(p->pm);
+}
+
+void platform_thaw(struct platform *p, uint64_t ns)
+{
+    pit_thaw(p->pit, ns);
+    pm_thaw(p->pm, ns);
+}
+
 size_t platform_serial_input(struct platform *p, const uint8_t *data, size_t len)
 {
     return serial_input(p->com1, data, len);

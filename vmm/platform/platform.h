@@ -81,6 +81,10 @@ int platform_create(const struct platform_config *cfg, struct platform **out, st
 void platform_destroy(struct platform *p);
 /* Machine reset: every device back to power-on state. */
 void platform_reset(struct platform *p);
+/* The guest's time stands still, and goes on `ns` nanoseconds later as if they had not been. The real-time clock is one of the real time and goes on.
+ * No vCPU runs; on the loop's thread. */
+void platform_freeze(struct platform *p);
+void platform_thaw(struct platform *p, uint64_t ns);
 /* Input for COM1; returns how many of the bytes were taken (the rest after serial_room). None are before the guest listens: see serial.c. */
 size_t platform_serial_input(struct platform *p, const uint8_t *data, size_t len);
 /* Hands everything transmitted to serial_output now; false when the callback did not take it all. */
@@ -128,6 +132,8 @@ int pit_create(struct event_loop *loop, struct irq_line irq, struct pit **out, s
 void pit_destroy(struct pit *p);
 int pit_attach(struct pit *p, struct bus *b, struct nerr *e);
 void pit_reset(struct pit *p);
+void pit_freeze(struct pit *p);
+void pit_thaw(struct pit *p, uint64_t ns);
 
 struct rtc; /* MC146818 and CMOS RAM */
 int rtc_create(struct event_loop *loop, struct irq_line irq, uint64_t ram_size, struct rtc **out, struct nerr *e);
@@ -149,6 +155,8 @@ int pm_create(const struct pm_config *cfg, struct pm **out, struct nerr *e);
 void pm_destroy(struct pm *p);
 int pm_attach(struct pm *p, struct bus *b, struct nerr *e);
 void pm_reset(struct pm *p);
+void pm_freeze(struct pm *p);
+void pm_thaw(struct pm *p, uint64_t ns);
 void pm_power_button(struct pm *p);
 /* A source holds general-purpose event n (0..15), or lets it go. The status bit stays until it is cleared. */
 void pm_gpe_set(struct pm *p, unsigned n, bool level);

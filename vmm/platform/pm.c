@@ -30,6 +30,7 @@ struct pm {
     uint16_t sts, en, cnt;
     uint16_t gpe_sts, gpe_en, gpe_level; /* gpe_level: what asserts its event now */
     uint64_t timer_base;                 /* ns at which the PM timer was 0 */
+    uint64_t frozen_at;                  /* ns at which the guest's time stopped; 0: it runs */
     uint64_t timer_halves; /* how often its top bit had changed when TMR_STS was last brought up to date */
     bool sci;
     uint8_t cf9, port92;
@@ -50,7 +51,8 @@ static void act(struct pm *p, enum action a)
 
 static uint64_t timer_ticks(const struct pm *p)
 {
-    return clock_muldiv(clock_mono_ns() - p->timer_base, PM_TIMER_HZ, NS);
+    uint64_t now = p->frozen_at ? p->frozen_at : clock_mono_ns();
+    return clock_muldiv(now - p->timer_base, PM_TIMER_HZ, NS);
 }
 
 /* TMR_STS is set when bit 31 changes (the timer is 32 bits wide: TMR_VAL_EXT). */
@@ -64,7 +66,7 @@ static void update_timer_status(struct pm *p)
 static void update_sci(struct pm *p)
 {
     update_timer_status(p);
-    if (p->en & PM1_TMR)
+    if (p->en & PM1_TMR && !p->frozen_at)
         event_timer_arm(&p->timer, p->timer_base + clock_muldiv((p->timer_halves + 1) << 31, NS, PM_TIMER_HZ) + 1, 0);
     bool level = (p->sts & p->en & PM1_EN_BITS) || (p->gpe_sts & p->gpe_en);
     if (level == p->sci) return;
@@ -361,6 +363,23 @@ void pm_reset(struct pm *p)
 {
     pthread_mutex_lock(&p->lock);
     power_on(p);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pm_freeze(struct pm *p)
+{
+    pthread_mutex_lock(&p->lock);
+    p->frozen_at = clock_mono_ns();
+    event_timer_cancel(&p->timer);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pm_thaw(struct pm *p, uint64_t ns)
+{
+    pthread_mutex_lock(&p->lock);
+    p->frozen_at = 0;
+    p->timer_base += ns;
+    update_sci(p);
     pthread_mutex_unlock(&p->lock);
 }
 

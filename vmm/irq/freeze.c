@@ -1,0 +1,82 @@
+/* Time stands still for the guest: the timers of the local APICs stop and later go on with what was left of them. Interrupts of devices that
+ * come meanwhile are kept as ever. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmm/irq/chip.h"
+
+/* xAPIC offsets of the timer's counts (SDM vol. 3 table 10-1). */
+#define REG_INITIAL 0x380
+#define REG_CURRENT 0x390
+
+static void copy_timer(struct irq_lapic_state *to, const struct irq_lapic_state *from)
+{
+    memcpy(to->regs + REG_INITIAL, from->regs + REG_INITIAL, 4);
+    memcpy(to->regs + REG_CURRENT, from->regs + REG_CURRENT, 4);
+    to->tsc_deadline = from->tsc_deadline;
+}
+
+/* An engine's own timers know no stop: they are taken out, and put back in later. */
+static int freeze_inside(struct irqchip *c, struct nerr *e)
+{
+    static const struct irq_lapic_state none;
+    int r = 0;
+    if (!c->frozen) c->frozen = calloc(c->vcpus, sizeof(*c->frozen));
+    if (!c->frozen) return nerr_set(e, -ENOMEM, "out of memory for the state of the interrupt controllers");
+    for (unsigned i = 0; i < c->vcpus && !r; i++) {
+        r = c->inside->get_lapic(c->engine, i, &c->frozen[i], e);
+        if (r) break;
+        struct irq_lapic_state quiet = c->frozen[i];
+        copy_timer(&quiet, &none);
+        r = c->inside->set_lapic(c->engine, i, &quiet, e);
+    }
+    return r;
+}
+
+static int thaw_inside(struct irqchip *c, struct nerr *e)
+{
+    int r = 0;
+    for (unsigned i = 0; i < c->vcpus && c->frozen && !r; i++) {
+        struct irq_lapic_state now;
+        r = c->inside->get_lapic(c->engine, i, &now, e);
+        if (r) break;
+        copy_timer(&now, &c->frozen[i]);
+        r = c->inside->set_lapic(c->engine, i, &now, e);
+    }
+    free(c->frozen);
+    c->frozen = NULL;
+    return r;
+}
+
+int irqchip_freeze(struct irqchip *c, struct nerr *e)
+{
+    if (c->inside) return freeze_inside(c, e);
+    for (unsigned i = 0; i < c->vcpus; i++) {
+        pthread_mutex_lock(&c->lapic[i].lock);
+        lapic_timer_freeze(&c->lapic[i]);
+        pthread_mutex_unlock(&c->lapic[i].lock);
+    }
+    return 0;
+}
+
+int irqchip_thaw(struct irqchip *c, uint64_t ns, struct nerr *e)
+{
+    struct irq_kick k = {0};
+    if (c->inside) return thaw_inside(c, e);
+    for (unsigned i = 0; i < c->vcpus; i++) {
+        struct lapic *l = &c->lapic[i];
+        pthread_mutex_lock(&l->lock);
+        lapic_timer_thaw(l, ns);
+        lapic_update(l, &k);
+        pthread_mutex_unlock(&l->lock);
+    }
+    irq_kick_run(c, &k);
+    return 0;
+}
+
+void irq_forget_frozen(struct irqchip *c)
+{
+    static const struct irq_lapic_state none;
+    for (unsigned i = 0; i < c->vcpus && c->frozen; i++) copy_timer(&c->frozen[i], &none);
+}
