@@ -82,8 +82,7 @@ static void print_list(const struct control_field *f, const cJSON *list, FILE *o
         }
     }
     fprintf(out, "%s:\n", f->name);
-    for (unsigned k = 0; k < columns; k++)
-        fprintf(out, "%s%-*s", k ? "  " : "  ", k + 1 < columns ? width[k] : 0, f->fields[k].name);
+    for (unsigned k = 0; k < columns; k++) fprintf(out, "  %-*s", k + 1 < columns ? width[k] : 0, f->fields[k].name);
     fputc('\n', out);
     cJSON_ArrayForEach(item, list)
     {

@@ -19,7 +19,8 @@ static const char *text_of(const struct control_request *q, const char *name)
 
 static double seconds(uint64_t ns)
 {
-    return (double)(ns / 1000000) / 1e3;
+    uint64_t ms = ns / 1000000;
+    return (double)ms / 1e3;
 }
 
 /* ---- limits ---- */

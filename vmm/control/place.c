@@ -119,6 +119,7 @@ static int remember(struct control_place *p, struct nerr *e)
     if (lstat(p->path, &s)) return nerr_set(e, -errno, "%s: %s", p->path, strerror(errno));
     p->dev = s.st_dev;
     p->ino = s.st_ino;
+    p->made = s.st_mtim;
     return 0;
 }
 
@@ -186,7 +187,9 @@ void control_release(struct control_place *p)
     struct stat s;
     if (p->fd < 0) return;
     /* Before it stops to listen, so that nobody takes it for a dead one and its name twice. */
-    if (lstat(p->path, &s) == 0 && s.st_dev == p->dev && s.st_ino == p->ino) unlink(p->path);
+    bool same = lstat(p->path, &s) == 0 && s.st_dev == p->dev && s.st_ino == p->ino &&
+                s.st_mtim.tv_sec == p->made.tv_sec && s.st_mtim.tv_nsec == p->made.tv_nsec;
+    if (same) unlink(p->path);
     close(p->fd);
     p->fd = -1;
 }

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "common/error.h"
 
@@ -16,6 +17,7 @@ struct control_place {
     char path[CONTROL_PATH_MAX];
     dev_t dev; /* of the socket's file, so that no other one is removed */
     ino_t ino;
+    struct timespec made;
 };
 
 /* 1 to CONTROL_VM_NAME_MAX letters, digits, '.', '_', '-', not beginning with '.' or '-'. */

@@ -227,8 +227,9 @@ static int members(struct control_request *q, const cJSON **execute, const cJSON
         }
         *to = v;
     }
-    if (!*execute) return nerr_set(e, -EINVAL, "the member execute is missing: the command's name");
-    if (!cJSON_IsString(*execute)) return nerr_set(e, -EINVAL, "the member execute is not a text");
+    if (!cJSON_IsString(*execute))
+        return nerr_set(e, -EINVAL, "the member execute %s",
+                        *execute ? "is not a text" : "is missing: the command's name");
     if (*arguments && !cJSON_IsObject(*arguments)) return nerr_set(e, -EINVAL, "the member arguments is not an object");
     return 0;
 }
@@ -245,9 +246,10 @@ static int parse(char *text, size_t len, struct control_request *q, const char *
     r = members(q, &execute, &arguments, class, e);
     if (r) return r;
     *class = "unknown-command";
-    q->command = control_find(execute->valuestring);
+    const char *name = cJSON_GetStringValue(execute);
+    q->command = name ? control_find(name) : NULL;
     if (!q->command)
-        return nerr_set(e, -EINVAL, "there is no command '%.40s'; see 'nacelle ctl --help'", execute->valuestring);
+        return nerr_set(e, -EINVAL, "there is no command '%.40s'; see 'nacelle ctl --help'", name ? name : "");
     *class = "argument";
     return take_arguments(q, arguments, e);
 }

@@ -345,7 +345,7 @@ void control_tell(struct control *s, const char *event, const char *key, cJSON *
     cJSON *o = cJSON_CreateObject();
     clock_gettime(CLOCK_REALTIME, &now);
     cJSON_AddStringToObject(o, "event", event);
-    cJSON_AddNumberToObject(o, "time", (double)now.tv_sec + (double)(now.tv_nsec / 1000000) / 1e3);
+    cJSON_AddNumberToObject(o, "time", (double)now.tv_sec + (double)now.tv_nsec / 1e9);
     if (data) cJSON_AddItemToObject(o, key, data);
     for (struct client *c = s->clients; c; c = c->next) {
         if (!c->listens || c->closing) continue;

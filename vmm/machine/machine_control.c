@@ -150,7 +150,7 @@ void machine_info(const struct machine *m, struct machine_info *out)
                                         [MACHINE_PAUSED] = "paused",
                                         [MACHINE_STOPPED] = "ended"};
     uint64_t now = clock_mono_ns(), paused = m->pause ? m->pause->total_ns : 0;
-    if (m->paused) paused += now - m->pause->since_ns;
+    if (m->paused && m->pause) paused += now - m->pause->since_ns;
     *out = (struct machine_info){.name = m->name,
                                  .engine = m->ops->name,
                                  .state = state[machine_state(m)],
