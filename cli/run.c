@@ -225,6 +225,11 @@ static void on_machine_event(void *ctx, enum machine_event event)
     control_tell(ctx, name[event], NULL, NULL);
 }
 
+static void on_disk_gone(void *ctx, const char *id)
+{
+    control_tell(ctx, "disk-removed", "id", cJSON_CreateString(id));
+}
+
 /* Runs the machine with its control socket, if it has one. */
 static int run_controlled(struct machine *m, const struct control_place *place, int *status, struct nerr *e)
 {
@@ -240,9 +245,11 @@ static int run_controlled(struct machine *m, const struct control_place *place, 
         int r = control_start(&cfg, &control, e);
         if (r) return r;
         machine_listen(m, on_machine_event, control);
+        machine_disk_observe(m, on_disk_gone, control);
     }
     *status = machine_run(m);
     machine_listen(m, NULL, NULL);
+    machine_disk_observe(m, NULL, NULL);
     if (control) control_tell(control, "ended", "status", cJSON_CreateNumber(*status));
     control_stop(control);
     return 0;

@@ -75,6 +75,7 @@ static void show_disk(cJSON *list, struct machine_disk_info *d)
     cJSON *o = cJSON_CreateObject();
     cJSON_AddStringToObject(o, "id", d->id);
     cJSON_AddStringToObject(o, "model", d->model);
+    cJSON_AddStringToObject(o, "state", d->leaving ? "leaving" : "plugged");
     cJSON_AddStringToObject(o, "format", d->block.format ? d->block.format : "raw");
     cJSON_AddNumberToObject(o, "size", (double)d->block.size);
     cJSON_AddBoolToObject(o, "readonly", d->block.readonly);
@@ -184,6 +185,49 @@ static int stats(const struct control_machine *x, const struct control_request *
 
 /* ---- disks ---- */
 
+static void copy(char *to, size_t size, const char *from)
+{
+    snprintf(to, size, "%s", from ? from : "");
+}
+
+static int check_serial(const char *serial, struct nerr *e)
+{
+    for (const char *p = serial; *p; p++)
+        if ((unsigned char)*p > 0x7e) return nerr_set(e, -EINVAL, "disk-add: serial has a character that is not ASCII");
+    return 0;
+}
+
+static int disk_add(const struct control_machine *x, const struct control_request *q, cJSON *reply, struct nerr *e)
+{
+    static const enum block_aio aio[] = {BLOCK_AIO_AUTO, BLOCK_AIO_URING, BLOCK_AIO_THREADS};
+    static const enum block_cache cache[] = {BLOCK_CACHE_NONE, BLOCK_CACHE_WRITEBACK, BLOCK_CACHE_WRITETHROUGH,
+                                             BLOCK_CACHE_UNSAFE}; /* in the order of the schema */
+    struct machine_disk d = {.model = MACHINE_DISK_VIRTIO};
+    struct limit l[6];
+    const struct control_value *c = control_value(q, "cache"), *discard = control_value(q, "discard");
+    d.block.path = text_of(q, "path");
+    d.block.readonly = control_value(q, "ro")->on;
+    d.block.format = text_of(q, "format");
+    d.block.cache = c->given ? cache[c->choice] : BLOCK_CACHE_WRITEBACK;
+    d.block.discard = !discard->given || discard->on;
+    d.block.aio = aio[control_value(q, "aio")->choice];
+    (void)take_limits(q, l, disk_limits_of(&d.block.limits, l));
+    copy(d.serial, sizeof(d.serial), text_of(q, "serial"));
+    copy(d.id, sizeof(d.id), text_of(q, "id"));
+    if (!d.id[0]) machine_new_disk_id(x->machine, d.id);
+    int r = check_serial(d.serial, e);
+    if (!r) r = machine_disk_add(x->machine, &d, e);
+    if (!r) cJSON_AddStringToObject(reply, "id", d.id);
+    return r;
+}
+
+static int disk_remove(const struct control_machine *x, const struct control_request *q, cJSON *reply, struct nerr *e)
+{
+    int r = machine_disk_remove(x->machine, text_of(q, "id"), e);
+    if (!r) cJSON_AddStringToObject(reply, "id", text_of(q, "id"));
+    return r;
+}
+
 static int disk_resize(const struct control_machine *x, const struct control_request *q, cJSON *reply, struct nerr *e)
 {
     struct machine_disk_info d;
@@ -249,6 +293,8 @@ static const struct {
     {"reset", reset},
     {"quit", quit},
     {"stats", stats},
+    {"disk-add", disk_add},
+    {"disk-remove", disk_remove},
     {"disk-resize", disk_resize},
     {"disk-limits", disk_limits},
     {"net-link", net_link},

@@ -131,6 +131,8 @@ const struct guest_memory *machine_memory(const struct machine *m);
  * id is made up ("disk3"). Fails with one message and nothing changed: -EEXIST (the id is taken), -ENOTSUP (an AHCI disk), -ENOSPC (no free
  * slot), -EBUSY (the machine is being reset or stopped), or what opening the image says. */
 int machine_disk_add(struct machine *m, const struct machine_disk *d, struct nerr *e);
+/* The id that machine_disk_add() makes up next. */
+void machine_new_disk_id(struct machine *m, char id[32]);
 /* Asks the guest to let go of a disk, one of its start-up configuration or a later one, and returns at once. When the guest ejects it, its requests end, the
  * image is closed and unlocked, and slot and id are free: the observer hears of that. A guest that never does keeps it until the
  * machine's reset, which takes it away. Asking again is fine. -ENOENT: no such disk; -ENOTSUP: it is on the AHCI controller.

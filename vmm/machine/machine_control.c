@@ -164,7 +164,8 @@ void machine_info(const struct machine *m, struct machine_info *out)
 
 static void describe_disk(const struct machine_device *d, struct machine_disk_info *out)
 {
-    *out = (struct machine_disk_info){.id = d->id, .model = d->resized ? "virtio" : "ahci"};
+    *out = (struct machine_disk_info){
+        .id = d->id, .model = d->resized ? "virtio" : "ahci", .leaving = d->life != MACHINE_DISK_HERE && d->function};
     block_info(d->block, &out->block);
     block_get_limits(d->block, &out->limits);
     block_get_stats(d->block, &out->stats);

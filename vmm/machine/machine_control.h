@@ -32,6 +32,7 @@ void machine_info(const struct machine *m, struct machine_info *out);
 
 struct machine_disk_info {
     const char *id, *model; /* "virtio" or "ahci" */
+    bool leaving;           /* the guest has been asked to let it go */
     struct block_info block;
     struct block_limits limits;
     struct block_stats stats;

@@ -94,8 +94,9 @@ static void let_go(struct machine *m)
     if (machine_state(m) != MACHINE_CREATED) machine_unpark(m);
 }
 
-static void make_id(struct machine *m, char id[32])
+void machine_new_disk_id(struct machine *m, char id[32])
 {
+    id[0] = 0;
     for (unsigned i = 0; !id[0] || machine_device_find(m, id); i++) snprintf(id, 32, "disk%u", i);
 }
 
@@ -126,7 +127,7 @@ static int add(struct machine *m, const struct machine_disk *disk, struct machin
 int machine_disk_add(struct machine *m, const struct machine_disk *wanted, struct nerr *e)
 {
     struct machine_disk disk = *wanted;
-    if (!disk.id[0]) make_id(m, disk.id);
+    if (!disk.id[0]) machine_new_disk_id(m, disk.id);
     int r = check(m, &disk, e);
     if (r) return r;
     struct machine_device *d = machine_device_add(m, disk.id, NULL, NULL);
