@@ -257,7 +257,7 @@ static unsigned frame_iov(const struct virtio_chain *c, struct net_header *h, st
     return n < 2 ? 0 : n;
 }
 
-/* False: the back end is full. */
+/* False: the back end is full, and on_writable() comes back to the queue. */
 static bool send_chain(struct virtio_net *v, struct virtio_chain *c, unsigned pair)
 {
     struct net_header h;
@@ -265,7 +265,12 @@ static bool send_chain(struct virtio_net *v, struct virtio_chain *c, unsigned pa
     unsigned n = frame_iov(c, &h, iov);
     if (!n || !clean_header(v, &h)) return true;
     learn_flow(v, c, pair);
-    return net_send(v->net, iov, n);
+    if (net_send(v->net, iov, n)) return true;
+    /* Room that was made since then was made before on_writable() could see that this queue waits. */
+    atomic_fetch_or(&v->blocked, 1u << pair);
+    if (!net_send(v->net, iov, n)) return false;
+    atomic_fetch_and(&v->blocked, ~(1u << pair));
+    return true;
 }
 
 static void notify_tx(struct virtio_net *v, struct virtio_queue *q, unsigned pair)
@@ -276,7 +281,6 @@ static void notify_tx(struct virtio_net *v, struct virtio_queue *q, unsigned pai
         sent = true;
         if (!send_chain(v, c, pair)) {
             virtio_unpop(c);
-            atomic_fetch_or(&v->blocked, 1u << pair);
             break;
         }
         virtio_push(c, 0);
