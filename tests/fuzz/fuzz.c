@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "fuzz.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -72,6 +73,27 @@ void irqchip_msi(struct irqchip *c, uint64_t addr, uint32_t data)
     (void)data;
     fuzz_check(!"a message past the sink");
 }
+bool irqchip_irqfd_direct(const struct irqchip *c)
+{
+    (void)c;
+    return false;
+}
+
+int irqchip_irqfd_add(struct irqchip *c, int fd, uint64_t addr, uint32_t data, struct nerr *e)
+{
+    (void)c;
+    (void)fd;
+    (void)addr;
+    (void)data;
+    return nerr_set(e, -ENOTSUP, "no irqfds here");
+}
+
+void irqchip_irqfd_remove(struct irqchip *c, int fd)
+{
+    (void)c;
+    (void)fd;
+}
+
 void irqchip_set_line(struct irqchip *c, unsigned gsi, bool level)
 {
     (void)c;

@@ -44,16 +44,49 @@ static void test_version(void **state)
     assert_int_equal(fake.opened, fake.closed);
 }
 
+static struct guest_memory memory;
+
+static int create(unsigned vcpus, struct engine **g)
+{
+    struct engine_config cfg = {.memory = &memory, .vcpus = vcpus};
+    return engine_kvm.create(&cfg, g, &err);
+}
+
 static void test_capabilities(void **state)
 {
     (void)state;
-    static const int caps[] = {KVM_CAP_IRQCHIP, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_XSAVE, KVM_CAP_IOEVENTFD};
-    static const char *const names[] = {"KVM_CAP_IRQCHIP", "KVM_CAP_IMMEDIATE_EXIT", "KVM_CAP_XSAVE",
-                                        "KVM_CAP_IOEVENTFD"};
-    for (unsigned i = 0; i < 4; i++) {
-        fake.missing_cap = caps[i];
+#define CAP(name)   \
+    {               \
+        name, #name \
+    }
+    static const struct {
+        int cap;
+        const char *name;
+    } needed[] = {CAP(KVM_CAP_USER_MEMORY),
+                  CAP(KVM_CAP_SET_TSS_ADDR),
+                  CAP(KVM_CAP_SET_IDENTITY_MAP_ADDR),
+                  CAP(KVM_CAP_EXT_CPUID),
+                  CAP(KVM_CAP_IRQCHIP),
+                  CAP(KVM_CAP_IRQ_ROUTING),
+                  CAP(KVM_CAP_IRQFD),
+                  CAP(KVM_CAP_IOEVENTFD),
+                  CAP(KVM_CAP_SIGNAL_MSI),
+                  CAP(KVM_CAP_MP_STATE),
+                  CAP(KVM_CAP_VCPU_EVENTS),
+                  CAP(KVM_CAP_DEBUGREGS),
+                  CAP(KVM_CAP_XSAVE),
+                  CAP(KVM_CAP_XCRS),
+                  CAP(KVM_CAP_ADJUST_CLOCK),
+                  CAP(KVM_CAP_TSC_DEADLINE_TIMER),
+                  CAP(KVM_CAP_IMMEDIATE_EXIT)};
+#undef CAP
+    for (unsigned i = 0; i < sizeof(needed) / sizeof(needed[0]); i++) {
+        struct engine *g;
+        fake.missing_cap = needed[i].cap;
         assert_int_equal(engine_kvm.probe(false, &err), -ENOTSUP);
-        wants(names[i]);
+        wants(needed[i].name);
+        assert_int_equal(create(1, &g), -ENOTSUP); /* --engine kvm does not probe first */
+        wants(needed[i].name);
     }
     assert_int_equal(fake.opened, fake.closed);
 }
@@ -166,14 +199,6 @@ static void test_choice(void **state)
 }
 
 /* ---- creation ---- */
-
-static struct guest_memory memory;
-
-static int create(unsigned vcpus, struct engine **g)
-{
-    struct engine_config cfg = {.memory = &memory, .vcpus = vcpus};
-    return engine_kvm.create(&cfg, g, &err);
-}
 
 static void test_limits(void **state)
 {

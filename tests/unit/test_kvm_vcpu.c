@@ -445,6 +445,14 @@ static void test_irqfds(void **state)
     fake.fail_error = EBADF;
     assert_int_equal(irq->irqfd_add(engine, 100, 0xfee00000, 8, &err), -EBADF);
     assert_int_equal(fake.routes, pins + 40);
+    /* A message that KVM refuses does not stay in the table, where it would have the next one refused, too. */
+    fake.fail_request = KVM_SET_GSI_ROUTING;
+    fake.fail_error = EINVAL;
+    assert_int_equal(irq->irqfd_add(engine, 99, 0xfee00000, 0x1234, &err), -EINVAL);
+    fake.fail_request = 0;
+    assert_int_equal(irq->irqfd_add(engine, 61, 0xfee03000, 9, &err), 0);
+    assert_int_equal(fake.route[pins + 11].u.msi.address_lo, 0xfee03000);
+    assert_int_equal(fake.route[pins + 10].u.msi.data, 8);
 }
 
 static void test_ioeventfd(void **state)

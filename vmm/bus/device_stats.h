@@ -15,6 +15,7 @@ struct device_stats {
     _Atomic uint64_t notifications;  /* doorbells: register writes (or signalled eventfds) that asked for work */
     _Atomic uint64_t accesses;       /* register accesses that exited to us, doorbells among them */
     _Atomic uint64_t interrupts;     /* messages sent, and level interrupts that rose */
+    _Atomic uint64_t irqfd;          /* of these, messages that went by an eventfd which the engine takes */
     _Atomic uint64_t bytes_in;       /* to the guest: read from the disk, received from the network */
     _Atomic uint64_t bytes_out;      /* from the guest */
     _Atomic uint64_t copies, copied; /* data (not descriptors) copied in the VMM: how often, and bytes */

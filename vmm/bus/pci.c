@@ -466,3 +466,31 @@ void pci_bus_reset(struct pci_bus *b)
         if (b->function[i]) pci_function_reset(b->function[i], false);
     pthread_mutex_unlock(&b->config_lock);
 }
+
+static void tell_bars(const struct pci_function *f, bool gone)
+{
+    for (unsigned n = 0; n < PCI_BARS && f->d.ops->bar_moved; n++)
+        if (f->bar_at[n] != PCI_NOWHERE) f->d.ops->bar_moved(f->d.dev, n, gone ? PCI_NOWHERE : f->bar_at[n]);
+}
+
+void pci_bus_leave_engine(struct pci_bus *b)
+{
+    pthread_mutex_lock(&b->config_lock);
+    for (unsigned i = 0; i < PCI_SLOTS; i++) {
+        struct pci_function *f = b->function[i];
+        if (!f) continue;
+        tell_bars(f, true);
+        pthread_mutex_lock(&f->message_lock);
+        pci_irqfd_drop(f);
+        pthread_mutex_unlock(&f->message_lock);
+    }
+    pthread_mutex_unlock(&b->config_lock);
+}
+
+void pci_bus_enter_engine(struct pci_bus *b)
+{
+    pthread_mutex_lock(&b->config_lock);
+    for (unsigned i = 0; i < PCI_SLOTS; i++)
+        if (b->function[i]) tell_bars(b->function[i], false);
+    pthread_mutex_unlock(&b->config_lock);
+}

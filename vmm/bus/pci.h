@@ -153,6 +153,10 @@ struct pci_config {
 int pci_bus_create(const struct pci_config *cfg, struct pci_bus **out, struct nerr *e);
 void pci_bus_destroy(struct pci_bus *b); /* the functions' devices are destroyed by their owners, before */
 void pci_bus_reset(struct pci_bus *b);   /* every function's reset() too */
+/* The machine goes on with another engine: before the old one's state is taken it gets its eventfds back (all that was signalled has arrived then),
+ * and afterwards the new one gets them. No vCPU runs; on the loop's thread. */
+void pci_bus_leave_engine(struct pci_bus *b);
+void pci_bus_enter_engine(struct pci_bus *b);
 /* Ports 0xcf8 to 0xcff, which the bus does not claim itself since the reset register 0xcf9 lies among them: their owner hands on
  * accesses to all others, `off` from 0xcf8. `dev` is the bus. */
 extern const struct bus_handler pci_config_ports;

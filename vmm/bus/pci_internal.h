@@ -43,6 +43,16 @@
 #define MSIX_ENTRY 16u
 #define MSIX_MASKED 1u /* of an entry's vector control */
 
+/* A vector's eventfd (pci_irqfd.c). */
+struct pci_irqfd {
+    int fd;        /* -1: none */
+    bool routed;   /* the engine turns signals of `fd` into this message */
+    bool refused;  /* by the engine or the host: not tried again before the next reset */
+    uint32_t data; /* the message that was sent last */
+    uint64_t addr;
+    unsigned sent, worth_it; /* how often in a row, and after how many it is worth a route */
+};
+
 struct pci_function {
     struct pci_bus *bus;
     struct pci_desc d;
@@ -71,6 +81,8 @@ struct pci_function {
     bool msi_pending, msi_masked, msix_all_masked;
     uint64_t msi_address;
     uint32_t msi_data;
+    struct pci_irqfd *irqfd; /* one per MSI-X vector, then one for MSI */
+    unsigned irqfds;
     uint8_t *table; /* MSIX_ENTRY bytes per vector */
     uint64_t pba[MSIX_MAX / 64];
 };
@@ -131,6 +143,13 @@ void pci_message_pending(struct pci_function *f); /* brings the pending bit in c
 uint64_t pci_msix_size(unsigned vectors);         /* bytes of a BAR that holds table and PBA */
 uint64_t pci_msix_read(struct pci_function *f, uint64_t off, unsigned size);
 void pci_msix_write(struct pci_function *f, uint64_t off, unsigned size, uint64_t value);
+
+/* pci_irqfd.c; all but init and fini with message_lock */
+int pci_irqfd_init(struct pci_function *f); /* negative: out of memory */
+void pci_irqfd_fini(struct pci_function *f);
+/* Sends vector n's message (n = the number of vectors: MSI's) by its eventfd; false: it has none, and the message is the caller's to send. */
+bool pci_irqfd_send(struct pci_function *f, unsigned n, uint64_t addr, uint32_t data);
+void pci_irqfd_drop(struct pci_function *f); /* gives all back; what was signalled has arrived */
 
 /* pci.c */
 void pci_intx_update(struct pci_function *f); /* with no lock, or config_lock */

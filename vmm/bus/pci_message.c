@@ -40,13 +40,13 @@ uint64_t pci_msix_size(unsigned vectors)
     return size;
 }
 
-static void send(struct pci_function *f, uint64_t addr, uint32_t data)
+static void send(struct pci_function *f, unsigned n, uint64_t addr, uint32_t data)
 {
     const struct pci_config *c = &f->bus->cfg;
     device_count(&f->stats.interrupts, 1);
     if (c->sink)
         c->sink->msi(c->sink->ctx, addr, data);
-    else
+    else if (!pci_irqfd_send(f, n, addr, data))
         irqchip_msi(c->irqchip, addr, data);
 }
 
@@ -62,7 +62,7 @@ static void msix_try(struct pci_function *f, unsigned n)
         return;
     }
     f->pba[n / 64] &= ~bit;
-    send(f, pci_get32(t) | (uint64_t)pci_get32(t + 4) << 32, pci_get32(t + 8));
+    send(f, n, pci_get32(t) | (uint64_t)pci_get32(t + 4) << 32, pci_get32(t + 8));
 }
 
 static void msix_try_pending(struct pci_function *f)
@@ -134,7 +134,7 @@ static void msi_try(struct pci_function *f)
         return;
     }
     f->msi_pending = false;
-    send(f, f->msi_address, f->msi_data);
+    send(f, f->d.msix_vectors, f->msi_address, f->msi_data);
 }
 
 void pci_msi_notify(struct pci_function *f)
@@ -185,6 +185,7 @@ void pci_message_reset(struct pci_function *f)
 {
     pthread_mutex_lock(&f->message_lock);
     f->msi_pending = false;
+    pci_irqfd_drop(f);
     memset(f->pba, 0, sizeof f->pba);
     if (f->table) {
         memset(f->table, 0, table_size(f->d.msix_vectors));
@@ -221,6 +222,7 @@ static bool add_msix(struct pci_function *f)
 int pci_message_init(struct pci_function *f, struct nerr *e)
 {
     if (f->d.msi && !add_msi(f)) return nerr_set(e, -ENOSPC, "%s: no room for MSI", f->d.name);
+    if (pci_irqfd_init(f)) return nerr_set(e, -ENOMEM, "%s: out of memory", f->d.name);
     if (!f->d.msix_vectors) return 0;
     if (!add_msix(f)) return nerr_set(e, -ENOSPC, "%s: no room for MSI-X", f->d.name);
     f->table = calloc(f->d.msix_vectors, MSIX_ENTRY);
@@ -229,5 +231,6 @@ int pci_message_init(struct pci_function *f, struct nerr *e)
 
 void pci_message_fini(struct pci_function *f)
 {
+    pci_irqfd_fini(f);
     free(f->table);
 }

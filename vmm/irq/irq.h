@@ -43,6 +43,8 @@ void irqchip_msi(struct irqchip *c, uint64_t addr, uint32_t data);
 /* Signals of the eventfd `fd` send this message from now on, without the caller (a vhost or VFIO device, or a thread of ours). Once more for the
  * same fd changes the message. The fd stays the caller's, who removes it here before closing it. */
 int irqchip_irqfd_add(struct irqchip *c, int fd, uint64_t addr, uint32_t data, struct nerr *e);
+/* Whether such signals become interrupts inside the engine, without a thread of this process in between. */
+bool irqchip_irqfd_direct(const struct irqchip *c);
 void irqchip_irqfd_remove(struct irqchip *c, int fd);
 /* Power-on of all controllers (and of all vCPUs, where the engine has its own). vCPUs exist and don't run. Fails only inside engines. */
 int irqchip_reset(struct irqchip *c, struct nerr *e);

@@ -94,6 +94,11 @@ int irqchip_irqfd_add(struct irqchip *c, int fd, uint64_t addr, uint32_t data, s
     return c->inside ? c->inside->irqfd_add(c->engine, fd, addr, data, e) : irqfd_add(c, fd, addr, data, e);
 }
 
+bool irqchip_irqfd_direct(const struct irqchip *c)
+{
+    return c->inside;
+}
+
 void irqchip_irqfd_remove(struct irqchip *c, int fd)
 {
     if (c->inside)

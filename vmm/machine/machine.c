@@ -157,14 +157,18 @@ static void remove_ioeventfd(void *ctx, const struct bus_ioeventfd *io)
     m->ops->ioeventfd_remove(m->engine, &x);
 }
 
+void machine_use_eventfds(struct machine *m)
+{
+    bool can = m->ops->ioeventfd_add;
+    m->bus.eventfd.ctx = m;
+    m->bus.eventfd.add = can ? add_ioeventfd : NULL;
+    m->bus.eventfd.remove = can ? remove_ioeventfd : NULL;
+}
+
 static int create_engine(struct machine *m, struct nerr *e)
 {
     struct engine_config cfg = {.memory = &m->memory, .vcpus = m->cpus};
-    if (m->ops->ioeventfd_add) {
-        m->bus.eventfd.ctx = m;
-        m->bus.eventfd.add = add_ioeventfd;
-        m->bus.eventfd.remove = remove_ioeventfd;
-    }
+    machine_use_eventfds(m);
     return m->ops->create(&cfg, &m->engine, e);
 }
 

@@ -114,6 +114,9 @@ static inline bool machine_waits_for_sipi(const struct machine *m, unsigned vcpu
     return vcpu != 0 && !m->ops->irq;
 }
 
+/* machine.c: lets devices have eventfds of the engine's, where it has any. */
+void machine_use_eventfds(struct machine *m);
+
 /* machine.c: a vCPU parked. Called with the lock held. */
 void machine_reset_if_parked(struct machine *m);
 
@@ -121,8 +124,8 @@ void machine_reset_if_parked(struct machine *m);
 int machine_park(struct machine *m, struct nerr *e);
 void machine_unpark(struct machine *m);
 
-/* move.c: goes on with another engine; when that fails, with the old one. On the loop's thread. Eventfds given to the old engine are not
- * carried over, and devices with threads of their own must be idle. */
+/* move.c: goes on with another engine; when that fails, with the old one. On the loop's thread. PCI devices' eventfds move along (others given to
+ * the old engine don't), and devices with threads of their own must be idle. */
 int machine_change_engine(struct machine *m, const struct engine_ops *ops, struct nerr *e);
 
 /* machine_control.c: vCPUs' time-stamp counters agree again after a reset. With all of them parked. */

@@ -58,6 +58,7 @@ static void sit(struct machine *m, const struct seat *s)
     m->engine = s->engine;
     for (unsigned i = 0; i < m->cpus; i++) m->vcpu[i]->engine_vcpu = s->vcpu[i];
     irqchip_use_engine(m->irqchip, m->ops, m->engine);
+    machine_use_eventfds(m);
 }
 
 static int new_seat(struct machine *m, const struct engine_ops *ops, struct seat *s, struct nerr *e)
@@ -76,15 +77,20 @@ static int change(struct machine *m, const struct engine_ops *ops, struct moved 
 {
     struct seat old = seat_of(m), new;
     struct nerr ignored;
+    pci_bus_leave_engine(m->pci);
     int r = take(m, s, e);
     if (!r) r = new_seat(m, ops, &new, e);
-    if (r) return r;
+    if (r) {
+        pci_bus_enter_engine(m->pci);
+        return r;
+    }
     sit(m, &new);
     r = give(m, s, e);
     if (r) {
         sit(m, &old);
         (void)give(m, s, &ignored);
     }
+    pci_bus_enter_engine(m->pci);
     const struct seat *gone = r ? &new : &old;
     gone->ops->destroy(gone->engine);
     return r;

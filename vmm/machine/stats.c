@@ -114,6 +114,7 @@ static const struct {
     {"notified", "notifications", 10, offsetof(struct device_stats, notifications)},
     {"exits", "exits", 10, offsetof(struct device_stats, accesses)},
     {"interrupts", "interrupts", 10, offsetof(struct device_stats, interrupts)},
+    {"by irqfd", "irqfd", 10, offsetof(struct device_stats, irqfd)},
     {"bytes in", "bytes_in", 14, offsetof(struct device_stats, bytes_in)},
     {"bytes out", "bytes_out", 14, offsetof(struct device_stats, bytes_out)},
     {"copies", "copies", 10, offsetof(struct device_stats, copies)},

@@ -142,9 +142,11 @@ static int irqfd_add(struct engine *g, int fd, uint64_t addr, uint32_t data, str
     if (!r) {
         err = new_irqfd(g, fd, addr, data);
     } else if (r->addr != addr || r->data != data) {
+        struct kvm_irqfd_route old = *r;
         r->addr = addr;
         r->data = data;
         err = set_routes(g);
+        if (err < 0) *r = old; /* what KVM refuses must not stay in the table: it would refuse all that follows, too */
     }
     pthread_mutex_unlock(&g->irq_lock);
     return err < 0 ? nerr_set(e, err, "KVM cannot send interrupts for an eventfd: %s", strerror(-err)) : 0;
