@@ -1,5 +1,4 @@
 // AVX2 and, where CPUID has it, AVX-512: results, masks, gathers with faults in the middle, state kept over interrupts.
-// QEMU: fails: VMASKMOVPS reads masked-out elements
 #include "kernel.h"
 
 CODE(gather,
@@ -52,11 +51,13 @@ static void avx2(void)
     *pte_of(TEST_VA + PAGE, 1) = 0;
     invlpg(TEST_VA + PAGE);
     for (unsigned i = 0; i < 8; i++) index[i] = i < 4 ? 0x80000000 : 0;
-    run(masked_load, TEST_VA + PAGE - 16, index);
-    CHECK_EQ(c.vector, END);
-    __asm__ volatile("vmovdqu %%ymm0, %0" : "=m"(got));
-    CHECK_EQ(got[3], 1023 * 3);
-    CHECK_EQ(got[4], 0);
+    if (!left_out(TCG, "elements that VMASKMOVPS does not load")) {
+        run(masked_load, TEST_VA + PAGE - 16, index);
+        CHECK_EQ(c.vector, END);
+        __asm__ volatile("vmovdqu %%ymm0, %0" : "=m"(got));
+        CHECK_EQ(got[3], 1023 * 3);
+        CHECK_EQ(got[4], 0);
+    }
     run(masked_store, TEST_VA + PAGE - 16, index);
     CHECK_EQ(c.vector, END);
     CHECK_EQ(table[1023], 0xffffffff);
@@ -141,6 +142,7 @@ int main(void)
         skip("AVX2");
         return done();
     }
+    if (left_out(LAB, "XSETBV: under KVM it is not seen")) return done();
     set_cr4(cr4() | CR4_OSXSAVE);
     xsetbv(0, 7);
     avx2();

@@ -1,5 +1,4 @@
 // Double faults: which pairs of exceptions make one (SDM vol. 3, table 6-5), on its IST stack, with error code 0.
-// QEMU: fails: takes 16 instead of 8 for the index in error codes about the IDT
 #include "kernel.h"
 
 CODE(page_fault, "mov (%rbx), %rax");
@@ -45,7 +44,8 @@ int main(void)
     /* Benign first: the second is handled in turn. */
     idt[BP].attr &= 0x7f;
     run(breakpoint, NP);
-    CHECK_EQ(c.error, BP << 3 | 2);
+    bool index = !left_out(TCG | LAB, "the index in error codes about the IDT");
+    if (index) CHECK_EQ(c.error, BP << 3 | 2);
     idt[BP] = bp;
 
     /* A gate with a selector that is no code: #GP in delivery, so a double fault after #PF. */
@@ -67,7 +67,10 @@ int main(void)
     CODE(int82, "int $0x82");
     __asm__ volatile("lidt %0" ::"m"(shorter) : "memory");
     ctx_user(&c, int82);
-    FAULTS(&c, GP, 0x82 << 3 | 2);
+    if (index)
+        FAULTS(&c, GP, 0x82 << 3 | 2);
+    else
+        CHECK_EQ(ctx_run(&c), GP);
     __asm__ volatile("lidt %0" ::"m"(whole) : "memory");
     return done();
 }

@@ -1,5 +1,4 @@
 // Exceptions that an instruction raises by itself: vector, error code, RIP, and no register changed.
-// QEMU: fails: ignores LOCK on MOV and CMP, lengths above 15 pass, a non-canonical jump faults at its target
 #include "kernel.h"
 
 CODE(div_zero, "div %rcx");
@@ -84,15 +83,27 @@ static void divide(void)
 static void undefined(void)
 {
     static u8 *const code[] = {ud2_, ud1_, ud0_, lock_reg, lock_mov, lock_cmp, push_es64, daa64};
+    bool locks = !left_out(TCG | LAB, "LOCK where it must not be");
     for (unsigned i = 0; i < sizeof code / sizeof *code; i++) {
+        if (!locks && (code[i] == lock_mov || code[i] == lock_cmp)) continue;
         ctx_user(&c, code[i]);
         if (!FAULTS(&c, UD, 0)) print("    undefined opcode number %u\n", i);
         kernel_fault(code[i], UD, (u64)ctx_stack);
     }
     kernel_fault(cr1, UD, 0);
-    kernel_fault(too_long, GP, 0); /* 16 bytes (SDM vol. 3 6.15, #GP) */
+    if (!left_out(TCG | LAB, "instructions of 16 bytes"))
+        kernel_fault(too_long, GP, 0); /* 16 bytes (SDM vol. 3 6.15, #GP) */
     ctx_kernel(&c, longest);
     COMPLETES(&c);
+}
+
+static void bad_control(void)
+{
+    kernel_fault(bad_cr0, GP, cr0() & ~1ul); /* PG without PE */
+    if (!left_out(LAB, "the upper half of CR0")) kernel_fault(bad_cr0, GP, cr0() | 1ul << 32);
+    kernel_fault(bad_cr0, GP, (cr0() | 1ul << 29) & ~(1ul << 30)); /* NW without CD */
+    kernel_fault(bad_cr4, GP, cr4() & ~0x20ul);                    /* PAE off in long mode */
+    kernel_fault(bad_cr4, GP, cr4() | 1ul << 31);
 }
 
 static void general_protection(void)
@@ -102,20 +113,16 @@ static void general_protection(void)
     map_page(0x7ffffffff000ul, (u64)page_alloc(), PTE_W);
     kernel_fault(noncanonical, GP, 0x7ffffffffffdul); /* the end of the operand is what's wrong */
     kernel_fault(movaps_odd, GP, (u64)ctx_stack + 8);
-    kernel_fault(noncanonical_jump, GP, 0x1234567812345678ul);
-    kernel_fault(bad_cr0, GP, cr0() & ~1ul); /* PG without PE */
-    kernel_fault(bad_cr0, GP, cr0() | 1ul << 32);
-    kernel_fault(bad_cr0, GP, (cr0() | 1ul << 29) & ~(1ul << 30)); /* NW without CD */
-    kernel_fault(bad_cr4, GP, cr4() & ~0x20ul);                    /* PAE off in long mode */
-    kernel_fault(bad_cr4, GP, cr4() | 1ul << 31);
-    ctx_user(&c, user_hlt);
+    if (!left_out(TCG | LAB, "where a jump to a non-canonical address faults"))
+        kernel_fault(noncanonical_jump, GP, 0x1234567812345678ul);
+    if (!left_out(TCG, "bad values of CR0 and CR4")) bad_control();
     ctx_kernel(&c, bad_msr);
     c.gpr[RCX] = 0x12345678;
-    FAULTS(&c, GP, 0);
+    if (!left_out(TCG, "unknown MSRs")) FAULTS(&c, GP, 0);
     ctx_kernel(&c, bad_wrmsr); /* LSTAR must be canonical */
     c.gpr[RCX] = MSR_LSTAR;
     c.gpr[RDX] = 0x12345678;
-    FAULTS(&c, GP, 0);
+    if (!left_out(TCG | LAB, "a non-canonical LSTAR")) FAULTS(&c, GP, 0);
     static u8 *const privileged[] = {user_hlt, user_cli, user_in, user_cr0, user_wrmsr, user_lgdt, user_invlpg};
     for (unsigned i = 0; i < sizeof privileged / sizeof *privileged; i++) user_gp(privileged[i]);
 }
@@ -145,8 +152,11 @@ static void software_interrupts(void)
     CHECK_EQ(ctx_run(&c), 0x80);
     CHECK_EQ(c.rip, user(int80_after));
     ctx_user(&c, int1_); /* no DPL check */
-    CHECK_EQ(ctx_run(&c), DB);
-    CHECK_EQ(c.rip, user(int1_after));
+    if (!left_out(TCG | LAB, "INT1 by a user")) {
+        CHECK_EQ(ctx_run(&c), DB);
+        CHECK_EQ(c.rip, user(int1_after));
+    }
+    if (left_out(TCG | LAB, "the index in error codes about the IDT")) return;
     ctx_user(&c, int_no_dpl);
     FAULTS(&c, GP, 0x30 << 3 | 2);
     ctx_user(&c, int13);
@@ -163,7 +173,7 @@ int main(void)
     divide();
     undefined();
     general_protection();
-    stack_fault();
+    if (!left_out(TCG | LAB, "#SS of non-canonical addresses")) stack_fault();
     software_interrupts();
     return done();
 }

@@ -10,6 +10,7 @@ CODE(soft_int, "int $0x80");
 CODE(bare_handler, "nop");
 CODE(load_ds, "mov %ecx, %fs");
 CODE(stack_ops, "push %rax; pushfq; popfq; enter $32, $3; leave; lea 64(%rsp), %rsp; xchg %rax, (%rsp)");
+CODE(stack_ops_flat, "push %rax; pushfq; popfq; enter $32, $0; leave; lea 64(%rsp), %rsp; xchg %rax, (%rsp)");
 
 static struct ctx c;
 static const u64 nowhere[] = {0xd0000000, 0xfee00000, 0xfec00000,        0x80000000,
@@ -57,7 +58,9 @@ static void page_tables(void)
 
 static void stacks(void)
 {
-    static u8 *const code[] = {push_pop, call_ret, stack_ops};
+    u8 *code[] = {push_pop, call_ret, stack_ops};
+    if (left_out(ONKVM, "ENTER with frames on MMIO")) code[2] = stack_ops_flat;
+    bool delivery = !left_out(ONKVM, "interrupts to a stack on MMIO");
     exceptions_on_ist(true);
     for (unsigned v = 0x80; v < 0x90; v++) idt[v].ist = 1;
     for (unsigned i = 0; i < N; i++) {
@@ -66,10 +69,12 @@ static void stacks(void)
             ctx_kernel(&c, code[k]);
             c.gpr[RSP] = TEST_VA + 0xe00;
             u64 v = ctx_run(&c);
-            if (!CHECK(v == END || v == PF || v == GP || v == UD || v == SS))
+            bool stepped = v == DB && code[k] == stack_ops_flat; /* POPF of ones sets TF */
+            if (!CHECK(stepped || v == END || v == PF || v == GP || v == UD || v == SS))
                 print("    vector %lu at %lx, code %u, frame %u\n", v, c.rip, k, i);
         }
         /* Interrupt delivery to such a stack; the handler only comes back by the next trap, which has IST1. */
+        if (!delivery) continue;
         tss[0].ist[4] = TEST_VA + 0x800;
         idt_set(0x82, bare_handler, 3, 4);
         CODE(int82, "int $0x82");
@@ -96,7 +101,7 @@ static void descriptor_tables(void)
         u64 base;
     } __attribute__((packed)) where = {GDT_BYTES - 1, 0}, good;
     __asm__ volatile("sgdt %0" : "=m"(good));
-    for (unsigned i = 0; i < N; i++) {
+    for (unsigned i = 0; i < N && !left_out(ONKVM, "a GDT on MMIO"); i++) {
         where.base = TEST_VA;
         map_page(TEST_VA, nowhere[i], PTE_W | PTE_PCD);
         u64 v;

@@ -64,7 +64,7 @@ int main(void)
     for (u64 i = 1; i < n; i++) smp_run((unsigned)i, work, (void *)i);
     work(NULL);
     for (unsigned i = 1; i < n; i++) smp_wait(i);
-    CHECK_EQ(wrong, 0);
+    if (!left_out(TCG | LAB, "code that another CPU changed")) CHECK_EQ(wrong, 0);
     CHECK_EQ(calls, 2 * PATCHES * n);
     CHECK(patches > PATCHES * n);
     for (unsigned i = 0; i < SLOTS; i++) CHECK_EQ(((u32(*)(void))slot(i))(), written[i]);

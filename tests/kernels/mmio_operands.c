@@ -67,11 +67,18 @@ static const struct form {
     u32 before, after, eax;
 } forms[] = {FORMS(ENTRY)};
 
+static bool is_floating(const u8 *code)
+{
+    return code == form_movd || code == form_movd_to || code == form_movss || code == form_cvt || code == form_fild;
+}
+
 static void registers(void)
 {
     apic_write(0x320, 0x10040); /* timer masked */
+    bool sse = !left_out(ONKVM, "SSE and x87 on MMIO");
     for (unsigned i = 0; i < sizeof forms / sizeof *forms; i++) {
         const struct form *f = &forms[i];
+        if (!sse && is_floating(f->code)) continue;
         ctx_kernel(&c, f->code);
         c.gpr[RAX] = 0x1000000f;
         c.gpr[RBX] = COUNT;
@@ -97,7 +104,10 @@ CODE(hole_lgdt, "sgdt (%rbx); mov (%rbx), %rax");
 static void holes(u64 constant)
 {
     static u8 *const code[] = {hole_load8, hole_push, hole_sse, hole_cx16, hole_fst, hole_fxsave, hole_lgdt};
+    bool wide = !left_out(ONKVM, "CMPXCHG16B, FSTP, FXSAVE and SGDT on MMIO");
     for (unsigned i = 0; i < sizeof code / sizeof *code; i++) {
+        if (!wide && (code[i] == hole_cx16 || code[i] == hole_fst || code[i] == hole_fxsave || code[i] == hole_lgdt))
+            continue;
         ctx_kernel(&c, code[i]);
         c.gpr[RBX] = hole_page + 0x40;
         if (COMPLETES(&c) && !CHECK_EQ(c.gpr[RAX], constant)) print("    hole form %u\n", i);
@@ -113,7 +123,7 @@ static void holes(u64 constant)
         c.gpr[RBX] = at;
         COMPLETES(&c);
     }
-    if (HAS_AVX2 && HAS_XSAVE) {
+    if (HAS_AVX2 && HAS_XSAVE && !left_out(ONKVM, "AVX on MMIO")) {
         set_cr4(cr4() | CR4_OSXSAVE);
         xsetbv(0, 7);
         ctx_kernel(&c, hole_avx);
@@ -162,7 +172,7 @@ int main(void)
     map_page(hole_page, HOLE, PTE_W | PTE_PCD);
     map_page(ram_page2, (u64)frames + PAGE, PTE_W);
     u64 constant = *(volatile u8 *)hole_page ? -1ul : 0; /* a PC floats to ones; QEMU gives zeros */
-    if (!on_tcg()) CHECK_EQ(constant, -1ul);
+    if (!left_out(TCG, "holes read as ones")) CHECK_EQ(constant, -1ul);
     holes(constant);
     mixed(constant);
     return done();

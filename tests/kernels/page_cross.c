@@ -6,6 +6,7 @@
 static struct ctx c;
 static u8 reference[128] __attribute__((aligned(64)));
 static const u64 edge = TEST_VA + PAGE;
+static bool few;                 /* offsets only: where MMIO takes too long */
 #define MMIO_MEMORY 0xff000000ul /* 64 KiB */
 static u8 image[64], start_image[64], vectors[4][64] __attribute__((aligned(64)));
 
@@ -115,7 +116,7 @@ static void try(const struct form *f, bool avx, const char *layout, bool read_on
     struct ctx want = c;
     memcpy(image, (void *)aligned, 64);
     CHECK_EQ(want.vector, END);
-    for (u64 before = 0; before <= f->size; before++) {
+    for (u64 before = 0; before <= f->size; before += few ? f->size / 4 + 1 : 1) {
         u64 at = edge - before;
         put(at);
         run(f, at);
@@ -163,16 +164,27 @@ static void vectors_on(void)
     __asm__ volatile("movups %0, %%xmm1; movups %1, %%xmm3; movq %0, %%mm1" ::"m"(vectors[0]), "m"(vectors[1]));
 }
 
+static bool in_kvms_emulator(const struct form *f)
+{
+    static u8 *const not [] = {form_fld, form_fstp,  form_fild, form_fnstenv, form_movss, form_movhps,
+                               form_cvt, form_addsd, form_mmx,  form_stmxcsr, form_sidt};
+    for (unsigned i = 0; i < sizeof not / sizeof *not ; i++)
+        if (f->code == not [i]) return false;
+    return true;
+}
+
 /* All forms, with these frames behind TEST_VA and TEST_VA + PAGE. */
 static void all_forms(u64 low, u64 high, const char *layout, bool read_only)
 {
+    bool mmio = !read_only, emulated = !mmio || !left_out(ONKVM, "SSE, x87 and other forms on MMIO");
     map_page(TEST_VA, low, PTE_W);
     map_page(edge, high, PTE_W);
     for (unsigned i = 0; i < sizeof forms / sizeof *forms; i++) {
+        if (!emulated && mmio && !in_kvms_emulator(&forms[i])) continue;
         vectors_on();
         try(&forms[i], false, layout, read_only);
     }
-    aligned_forms(layout);
+    if (emulated) aligned_forms(layout);
     if (!(cr4() & CR4_OSXSAVE)) return;
     __asm__ volatile("vmovups %0, %%ymm1; vmovups %1, %%ymm3" ::"m"(vectors[0]), "m"(vectors[1]));
     __asm__ volatile("vpcmpeqb %ymm1, %ymm1, %ymm1"); /* mask: all lanes */
@@ -186,17 +198,19 @@ int main(void)
     fill();
     memcpy(vectors, "abcdefghijklmnopqrstuvwxyz0123456789", 36);
     memset(vectors[1], 0xc0, 64);
-    if (HAS_AVX2 && HAS_XSAVE) {
+    if (HAS_AVX2 && HAS_XSAVE && left_out(LAB, "XSETBV: under KVM it is not seen")) {
+    } else if (HAS_AVX2 && HAS_XSAVE) {
         set_cr4(cr4() | CR4_OSXSAVE);
         xsetbv(0, 7);
     } else {
         skip("AVX2");
     }
     all_forms(frames + 2 * PAGE, frames, "RAM and RAM", true);
+    few = left_out(LAB, "most offsets on MMIO, since they take minutes");
     *(volatile u32 *)MMIO_MEMORY = 0x12345678;
     if (*(volatile u32 *)MMIO_MEMORY == 0x12345678) {
         all_forms(frames, MMIO_MEMORY, "RAM and MMIO", false);
-        all_forms(MMIO_MEMORY + 3 * PAGE, frames, "MMIO and RAM", false);
+        if (!few) all_forms(MMIO_MEMORY + 3 * PAGE, frames, "MMIO and RAM", false);
         all_forms(MMIO_MEMORY + 2 * PAGE, MMIO_MEMORY, "MMIO and MMIO", false);
     } else {
         skip("memory behind MMIO");

@@ -1,6 +1,5 @@
 // RDTSC, RDTSCP, RDPID: monotonic, as fast as the PIT says, writable, refused under CR4.TSD; the same on all CPUs.
 // RUN: -c 2
-// QEMU: fails: the TSC as an MSR is not there
 #include "kernel.h"
 
 CODE(do_rdtsc, "rdtsc");
@@ -34,7 +33,8 @@ int main(void)
         if (!CHECK(now >= last)) break;
         last = now;
     }
-    CHECK(rdmsr(MSR_TSC) >= last);
+    bool msr = !left_out(TCG, "the TSC as an MSR");
+    if (msr) CHECK(rdmsr(MSR_TSC) >= last);
 
     /* The same speed at two times. */
     u64 a = tsc_khz_now(), b = tsc_khz_now();
@@ -91,6 +91,7 @@ int main(void)
     smp_wait(1);
     CHECK_EQ(backwards, 0);
 
+    if (!msr) return done();
     wrmsr(MSR_TSC, 1000);
     u64 now = rdtsc();
     CHECK(now >= 1000 && now < 1000000000);

@@ -1,6 +1,5 @@
 // XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR(S), FXSAVE: images bit by bit, the init and modified optimisations as far as
 // software may rely on them, what is refused. CPUID leaf 0xd must agree with the images.
-// QEMU: fails: XRSTOR of AVX alone leaves MXCSR, takes reserved bits in MXCSR
 #include "kernel.h"
 
 static u8 area[4096] __attribute__((aligned(64))), area2[4096] __attribute__((aligned(64)));
@@ -89,7 +88,7 @@ static void standard_form(u32 avx_offset)
     xrstor_to(area, 4);
     u32 mxcsr;
     __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
-    CHECK_EQ(mxcsr, 0x1fa0);
+    if (!left_out(TCG, "MXCSR with XRSTOR of AVX alone")) CHECK_EQ(mxcsr, 0x1fa0);
     *(u32 *)(area + 24) = 0x1f80;
     xrstor_to(area, 4);
 }
@@ -179,12 +178,14 @@ static void refusals(void)
     FAULTS(&c, GP, 0);
     *(u64 *)(area + 512) = 2;
     *(u32 *)(area + 24) = 0x80001f80; /* reserved MXCSR bit */
-    ctx_kernel(&c, do_xrstor2);
-    c.gpr[RAX] = 7, c.gpr[RDX] = 0, c.gpr[RBX] = (u64)area;
-    FAULTS(&c, GP, 0);
-    ctx_kernel(&c, do_fxrstor);
-    c.gpr[RBX] = (u64)area;
-    FAULTS(&c, GP, 0);
+    if (!left_out(TCG, "reserved bits of MXCSR")) {
+        ctx_kernel(&c, do_xrstor2);
+        c.gpr[RAX] = 7, c.gpr[RDX] = 0, c.gpr[RBX] = (u64)area;
+        FAULTS(&c, GP, 0);
+        ctx_kernel(&c, do_fxrstor);
+        c.gpr[RBX] = (u64)area;
+        FAULTS(&c, GP, 0);
+    }
     /* A missing page in the middle: #PF; after it is there, the restart completes. */
     u8 *frames = pages_alloc(2, PAGE);
     map_page(TEST_VA, (u64)frames, PTE_W);
@@ -209,6 +210,7 @@ int main(void)
         skip("XSAVE");
         return done();
     }
+    if (left_out(LAB, "XSETBV: under KVM it is not seen")) return done();
     CHECK_EQ(cpuid(1, 0).c >> 27 & 1, 0);
     set_cr4(cr4() | CR4_OSXSAVE);
     CHECK_EQ(cpuid(1, 0).c >> 27 & 1, 1); /* CPUID.OSXSAVE mirrors CR4 */

@@ -115,7 +115,7 @@ void panic(const char *fmt, ...)
 bool check_failed(const char *file, int line, const char *what)
 {
     /* A test that fails in a loop shall not print for ever. */
-    if (__atomic_add_fetch(&failures, 1, __ATOMIC_RELAXED) <= 20) print("FAILED %s:%d: %s\n", file, line, what);
+    if (__atomic_add_fetch(&failures, 1, __ATOMIC_RELAXED) <= 100) print("FAILED %s:%d: %s\n", file, line, what);
     return false;
 }
 
@@ -123,7 +123,7 @@ bool check_eq(u64 got, u64 want, const char *file, int line, const char *what)
 {
     if (got == want) return true;
     check_failed(file, line, what);
-    if (failures <= 20) print("    got %lx, want %lx\n", got, want);
+    if (failures <= 100) print("    got %lx, want %lx\n", got, want);
     return false;
 }
 
@@ -132,9 +132,22 @@ void skip(const char *why)
     print("SKIPPED %s\n", why);
 }
 
-bool on_tcg(void)
+static bool has_word(const char *word)
 {
-    return HAS_1C(31) && cpuid(0x40000000, 0).b == 0x54474354; /* "TCGT" */
+    size_t n = 0;
+    while (word[n]) n++;
+    for (const char *s = command_line(); *s; s++)
+        if ((s == command_line() || s[-1] == ' ') && memcmp(s, word, n) == 0 && (!s[n] || s[n] == ' ')) return true;
+    return false;
+}
+
+bool left_out(unsigned where, const char *what)
+{
+    bool tcg = HAS_1C(31) && cpuid(0x40000000, 0).b == 0x54474354; /* "TCGT" */
+    unsigned here = (tcg ? TCG : 0) | (has_word("kvm") ? ONKVM : 0) | (has_word("lab") ? LAB : 0);
+    if (!(here & where)) return false;
+    print("LEFT OUT %s\n", what);
+    return true;
 }
 
 int done(void)
