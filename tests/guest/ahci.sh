@@ -49,7 +49,7 @@ reset_case() {
     out=$guest_work/ahci-reset dir=$(mktemp -d "$guest_work/ahci-reset.XXXXXX")
     kernel=$(tools/kernel.sh generic) && guest_image ahci-reset || return 1
     truncate -s 160M "$dir/a" && truncate -s 1M "$dir/b"
-    timeout -k 5 240 "$guest_program" run --engine soft -k "$kernel" -i "$guest_initrd" -c 2 -m 768M -a "console=ttyS0 loglevel=1 panic=-1" \
+    timeout -k 5 240 "$guest_program" run --engine "${NACELLE_ENGINE:-soft}" -k "$kernel" -i "$guest_initrd" -c 2 -m 768M -a "console=ttyS0 loglevel=1 panic=-1 ${NACELLE_APPEND:-}" \
         -d "$dir/a,if=ahci" -d "$dir/b,if=ahci" </dev/null >"$out.console" 2>"$out.stderr"
     status=$?
     if [ $status = 0 ] && [ "$(tr -d '\r' <"$out.console" | grep -cE '^(first: reset|second: good|@@END 0)$')" = 3 ] &&

@@ -2,6 +2,8 @@
 # For tests that boot a real kernel. Sourced with the checkout as the current directory.
 #
 #   NACELLE         the program under test (build/nacelle)
+#   NACELLE_ENGINE  its CPU engine (soft)
+#   NACELLE_APPEND  more for the guests' kernel command line
 #   NACELLE_RUNNER  "qemu" runs the same guests under QEMU instead: to prove a test before the engine
 guest_runner=${NACELLE_RUNNER:-nacelle}
 guest_program=${NACELLE:-build/nacelle}
@@ -17,7 +19,7 @@ guest_command() {
         ;;
     nacelle)
         # shellcheck disable=SC2206 # options for all runs, split on purpose
-        guest_argv=("$guest_program" run --engine soft --no-reboot -k "$2" -i "$3" -c "$4" -m "$5" -a "$6"
+        guest_argv=("$guest_program" run --engine "${NACELLE_ENGINE:-soft}" --no-reboot -k "$2" -i "$3" -c "$4" -m "$5" -a "$6"
             ${NACELLE_RUN_OPTIONS:-})
         ;;
     *) echo "NACELLE_RUNNER is 'nacelle' or 'qemu', not '$1'" >&2 && exit 2 ;;
@@ -29,7 +31,7 @@ guest_command() {
 guest_run() {
     local runner=$1 out=$2 limit=$3 status end
     shift 3
-    guest_command "$runner" "$@" "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=$3 ${guest_append:-}"
+    guest_command "$runner" "$@" "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=$3 ${guest_append:-} ${NACELLE_APPEND:-}"
     timeout -k 5 "$limit" "${guest_argv[@]}" </dev/null >"$out.console" 2>"$out.stderr"
     status=$?
     tr -d '\r' <"$out.console" | sed -n '/^@@BEGIN/,/^@@END/p' | grep -v '^@@' >"$out"
@@ -42,7 +44,7 @@ guest_run() {
         return 1
     fi
     # (QEMU's emulated CPUs have time-stamp counters that do not agree.)
-    if grep '^@@KERNEL' "$out.console" | { [ "$runner" = qemu ] && grep -v 'TSC unstable' || cat; } | tr -d '\r' | sed 's/^/  | /' | grep .; then
+    if grep '^@@KERNEL' "$out.console" | { [ "$runner" = qemu ] && grep -vE 'TSC|clocksource|sched_clock' || cat; } | tr -d '\r' | sed 's/^/  | /' | grep .; then
         echo "$runner: the guest's kernel complained"
         return 1
     fi
@@ -59,6 +61,15 @@ guest_reference() {
         cp "$out" "$kept.$$" && mv "$kept.$$" "$kept"
     fi
     cp "$kept" "$out"
+}
+
+# guest_prepare NAME [KERNEL [CPUS]]: all that guest_case needs and the lab, which has no network and little speed, cannot make.
+guest_prepare() {
+    local script=tests/guest/scripts/$1.sh kernel out=$guest_work/prepare-$1
+    kernel=$(tools/kernel.sh "${2:-cloud}") && guest_image "$1" || return
+    [ "$(meta "$script" compare yes)" = yes ] || return 0
+    guest_reference "$out" "$(meta "$script" limit 120)" "$kernel" "$guest_initrd" "${3:-$(meta "$script" cpus 1)}" \
+        "$(meta "$script" memory 512M)"
 }
 
 # meta FILE KEY DEFAULT: the value of a line "# KEY: value" near the start of a guest script.
@@ -89,6 +100,9 @@ guest_case() {
     local cpus=${3:-$(meta "$script" cpus 1)} memory limit kernel label out started=$SECONDS
     memory=$(meta "$script" memory 512M) limit=$(meta "$script" limit 120)
     label=guest/$name-$kernel_name-${cpus}cpu
+    [ "${NACELLE_ENGINE:-soft}" = soft ] || label+=-$NACELLE_ENGINE
+    # Everything takes longer there.
+    [ -z "${NACELLE_LAB:-}" ] || limit=$((limit * 3))
     out=$guest_work/$name-$kernel_name-$cpus
     guest_problem() {
         echo "FAIL $label ($((SECONDS - started)) s): $1"

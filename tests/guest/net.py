@@ -1,19 +1,17 @@
 """net.py KERNEL INITRD CASE...: guests on user networks and on taps, with either NIC; the host serves, asks, and checks sums."""
 import hashlib
-import http.server
 import json
 import os
 import random
 import re
 import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(__file__))
+import serve as servers  # noqa: E402
 import vm  # noqa: E402
 
 KERNEL, INITRD = sys.argv[1:3]
@@ -23,42 +21,8 @@ MODULES = {"virtio": "virtio_pci,virtio_net", "e1000": "e1000"}
 failed = False
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(DATA)))
-        self.end_headers()
-        self.wfile.write(DATA)
-
-    def log_message(self, *arguments):
-        pass
-
-
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
-    request_queue_size = 32
-
-
-class Sum(socketserver.BaseRequestHandler):
-    """Answers with the sum of what it was sent."""
-
-    def handle(self):
-        digest = hashlib.sha256()
-        while data := self.request.recv(1 << 16):
-            digest.update(data)
-        self.request.sendall(("up %s\n" % digest.hexdigest()).encode())
-
-
-class SumServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    daemon_threads = True
-
-
 def serve(address):
-    """Ports of the two servers, as the guest's keys."""
-    servers = {"http": Server((address, 0), Handler), "sum": SumServer((address, 0), Sum)}
-    for server in servers.values():
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    return {key: server.server_address[1] for key, server in servers.items()}
+    return servers.start(address, DATA)
 
 
 def free_port():

@@ -11,15 +11,16 @@ import time
 
 RUNNER = os.environ.get("NACELLE_RUNNER", "nacelle")
 PROGRAM = os.environ.get("NACELLE", "build/nacelle")
+ENGINE = os.environ.get("NACELLE_ENGINE", "soft")
 
 
 def command(kernel, initrd, cpus, memory, append):
-    append = "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=%d %s" % (cpus, append)
+    append = "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=%d %s %s" % (cpus, append, os.environ.get("NACELLE_APPEND", ""))
     if RUNNER == "qemu":
         return ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-no-reboot", "-display", "none", "-nodefaults",
                 "-serial", "mon:stdio", "-kernel", kernel, "-initrd", initrd, "-smp", str(cpus), "-m", memory,
                 "-append", append]
-    return [PROGRAM, "run", "--engine", "soft", "--no-reboot", "-k", kernel, "-i", initrd, "-c", str(cpus), "-m", memory,
+    return [PROGRAM, "run", "--engine", ENGINE, "--no-reboot", "-k", kernel, "-i", initrd, "-c", str(cpus), "-m", memory,
             "-a", append]
 
 
