@@ -80,7 +80,7 @@ void console_close(struct console *c)
         if (c->watched) event_fd_remove(c->loop, c->in);
         if (c->signals >= 0) event_fd_remove(c->loop, c->signals);
     }
-    if (c->raw) tcsetattr(c->in, TCSADRAIN, &c->saved);
+    if (c->raw) tcsetattr(c->in, TCSANOW, &c->saved); /* waiting for output to drain, we could wait for ever */
     if (c->signals >= 0) close(c->signals);
     free(c);
 }
@@ -236,14 +236,19 @@ static void on_signal(void *ctx, uint32_t events)
     if (read(c->signals, &s, sizeof(s)) == sizeof(s)) machine_stop(c->machine, 128 + (int)s.ssi_signo);
 }
 
+void console_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGTERM);
+    sigaddset(set, SIGHUP);
+    sigaddset(set, SIGQUIT);
+}
+
 int console_attach(struct console *c, struct machine *m, struct nerr *e)
 {
     sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGQUIT);
+    console_signals(&set);
     c->machine = m;
     c->loop = machine_loop(m);
     c->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

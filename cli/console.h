@@ -7,6 +7,7 @@
 #ifndef NACELLE_CLI_CONSOLE_H
 #define NACELLE_CLI_CONSOLE_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -23,7 +24,9 @@ struct console_config {
 
 /* Works without a machine until console_attach(): output can come first. */
 int console_open(const struct console_config *cfg, struct console **out, struct nerr *e);
-/* Starts to read input and to take signals (SIGINT, SIGTERM, SIGHUP, SIGQUIT end the machine with 128 + number; they must be blocked in every thread). */
+/* The signals that end the machine, with status 128 + number: SIGINT, SIGTERM, SIGHUP, SIGQUIT. */
+void console_signals(sigset_t *set);
+/* Starts to read input and to take those signals, which must be blocked in every thread. */
 int console_attach(struct console *c, struct machine *m, struct nerr *e);
 /* Restores the terminal. NULL is fine. */
 void console_close(struct console *c);

@@ -1,9 +1,11 @@
 /* nacelle run: one virtual machine in this process, its console here. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cjson/cJSON.h>
@@ -169,28 +171,40 @@ static int parse(struct run_options *o, int argc, char **argv, struct nerr *e)
     return 0;
 }
 
-/* Taken by signalfd in the main thread; a closed standard output is no reason to die. */
+/* For the run, which takes them by signalfd. Before it and after it they end the process, whatever holds that up. */
 static void block_signals(void)
 {
     sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGQUIT);
+    console_signals(&set);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
+}
+
+/* Signals that came too late to end the run are forgotten: it has ended. */
+static void unblock_signals(void)
+{
+    sigset_t set;
+    console_signals(&set);
+    while (sigtimedwait(&set, NULL, &(struct timespec){0}) > 0) {
+    }
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+static void ignore_signals(void)
+{
+    signal(SIGPIPE, SIG_IGN); /* a closed standard output is no reason to die */
     signal(SIGXFSZ, SIG_IGN); /* a disk at the file size limit is an I/O error for the guest */
 }
 
 /* The statistics file must be writable before the run, not found out to be otherwise after hours. */
 static int check_stats_file(const struct run_options *o, struct nerr *e)
 {
-    if (!o->stats_json) return 0;
-    FILE *f = fopen(o->stats_json, "ae");
-    if (!f)
+    struct stat s;
+    /* A pipe is not tried: its reader would take the end of that for the end of the statistics. */
+    if (!o->stats_json || (stat(o->stats_json, &s) == 0 && S_ISFIFO(s.st_mode))) return 0;
+    int fd = open(o->stats_json, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+    if (fd < 0)
         return nerr_set(e, -errno, "--stats: cannot write %s: %s; give another file", o->stats_json, strerror(errno));
-    fclose(f);
+    close(fd);
     return 0;
 }
 
@@ -277,9 +291,11 @@ static int run_machine(struct run_options *o)
     }
     if (!r) r = check_stats_file(o, &e);
     if (!r && why.text[0]) nc_info("%s", why.text);
+    if (!r) block_signals();
     if (!r) r = console_attach(con, m, &e);
     if (!r) r = run_controlled(m, &place, &status, &e);
     console_close(con); /* first: what follows is printed on a terminal in its own mode */
+    unblock_signals();
     if (r)
         nc_error("%s", e.text);
     else
@@ -301,7 +317,7 @@ static int run_verb(int argc, char **argv)
     } else if (r) {
         nc_error("%s", e.text);
     } else {
-        block_signals();
+        ignore_signals();
         status = run_machine(&o);
     }
     cli_disks_free(&o.disks);

@@ -91,6 +91,36 @@ for pair in TERM:143 INT:130 HUP:129 QUIT:131; do
     status_is "${pair#*:}" "SIG${pair%:*} ends a guest that spins" $?
 done
 
+# Signals before there is a guest: an NBD server takes the connection and says nothing.
+cat >"$dir/silent.py" <<'PY'
+import socket, sys, time
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen()
+client = s.accept()[0]
+print("connected", flush=True)
+time.sleep(100)
+PY
+for signal in TERM:143 INT:130; do
+    rm -f "$dir/silent"
+    : >"$dir/out"
+    python3 "$dir/silent.py" "$dir/silent" >"$dir/out" &
+    server=$!
+    for _ in $(seq 200); do [ -e "$dir/silent" ] && break; sleep 0.05; done
+    set -m
+    "$nacelle" run -k "$(guest spin)" -m 16M --engine soft -d "nbd+unix:///x?socket=$dir/silent" </dev/null >"$dir/err" 2>&1 &
+    pid=$!
+    set +m
+    for _ in $(seq 200); do [ -s "$dir/out" ] && break; sleep 0.05; done
+    start=$SECONDS
+    kill -"${signal%:*}" $pid
+    wait $pid 2>/dev/null
+    status_is "${signal#*:}" "SIG${signal%:*} ends a run that waits for a disk" $?
+    check 'and soon' [ $((SECONDS - start)) -lt 10 ]
+    kill $server
+    wait $server 2>/dev/null
+done
+
 # An idle guest: 4 s with its vCPU in HLT, user and system time under 3 %.
 TIMEFORMAT='%3U %3S'
 used=$({ time timeout -s TERM 4 "$nacelle" run -k "$(guest halt)" -m 16M --engine soft </dev/null >/dev/null 2>&1; } 2>&1)
@@ -107,6 +137,15 @@ check '--stats=json writes JSON' python3 -c 'import json, sys
 s = json.load(open(sys.argv[1]))
 assert s["engine"] == "soft" and s["status"] == 1 and len(s["vcpus"]) == 2
 assert s["vcpus"][0]["exits"]["io"] >= 20 and s["vmm_resident"] < 64 << 20' "$dir/stats"
+mkfifo "$dir/pipe"
+vm 20 "$(guest hello)" --stats=json:"$dir/pipe" </dev/null >"$dir/out" 2>"$dir/err"
+status_is 1 'statistics for a pipe that nobody reads' $?
+check 'and it says so' grep -q "nobody reads the pipe $dir/pipe" "$dir/err"
+exec 9<>"$dir/pipe"
+vm 20 "$(guest hello)" --stats=json:"$dir/pipe" </dev/null >"$dir/out" 2>"$dir/err"
+read -r -t 20 line <&9
+check 'statistics for a pipe that somebody reads' [ "$line" = '{' -a ! -s "$dir/err" ]
+exec 9<&-
 
 # A terminal, with a guest that listens to nothing.
 cat >"$dir/terminal.py" <<'PY'

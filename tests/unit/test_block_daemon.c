@@ -298,6 +298,62 @@ static void test_death(void **state)
     }
 }
 
+/* An NBD server that stands still. Who drains waits for 2 s; what was in flight has failed then, and what comes later is done when the server
+ * goes on, behind what it had. */
+static void test_stalled(void **state)
+{
+    (void)state;
+    struct disk_rig d, image;
+    uint8_t old[4096], new[4096], in[4096];
+    fill(old, sizeof(old), 7);
+    fill(new, sizeof(new), 8);
+    disk_rig_init(&d);
+    disk_rig_init(&image);
+    disk_rig_size(&image, MIB);
+    char cwd[200], uri[400], pid_file[80];
+    assert_non_null(getcwd(cwd, sizeof(cwd)));
+    unlink(d.path);
+    snprintf(pid_file, sizeof(pid_file), "%s.pid", image.path);
+    shell("qemu-nbd --fork --persistent -f raw -x disk --pid-file=%s/%s --socket=%s/%s %s/%s", cwd, pid_file, cwd,
+          d.path, cwd, image.path);
+    pid_t server = 0;
+    FILE *f = fopen(pid_file, "r");
+    assert_true(f && fscanf(f, "%d", &server) == 1 && server > 1);
+    fclose(f);
+    snprintf(uri, sizeof(uri), "nbd+unix:///disk?socket=%s/%s", cwd, d.path);
+    struct block_config cfg = writable;
+    cfg.path = uri;
+    assert_int_equal(block_open(&cfg, d.loop, &d.b, &d.e), 0);
+    assert_int_equal(pthread_create(&d.thread, NULL, disk_rig_loop, d.loop), 0);
+    struct disk_io a = {0}, b = {0};
+    kill(server, SIGSTOP);
+    disk_io_submit(&d, &a, BLOCK_WRITE, 8192, old, 4096);
+    uint64_t start = clock_mono_ns();
+    block_drain(d.b);
+    assert_int_equal(atomic_load(&a.state), 1);
+    assert_int_equal(a.result, -EIO);
+    assert_true(clock_mono_ns() - start > 1900000000ull && clock_mono_ns() - start < 20000000000ull);
+    disk_io_submit(&d, &b, BLOCK_WRITE, 8192, new, 4096);
+    usleep(50000);
+    assert_int_equal(atomic_load(&b.state), 0);
+    kill(server, SIGCONT);
+    assert_int_equal(disk_io_wait(&b), 0);
+    assert_int_equal(disk_do(&d, BLOCK_READ, 8192, in, 4096), 0);
+    assert_memory_equal(in, new, 4096);
+    /* And one that never goes on does not keep us from closing. */
+    kill(server, SIGSTOP);
+    disk_io_submit(&d, &a, BLOCK_READ, 0, in, 4096);
+    start = clock_mono_ns();
+    disk_rig_close(&d);
+    assert_int_equal(a.result, -EIO);
+    assert_true(clock_mono_ns() - start < 30000000000ull);
+    kill(server, SIGKILL);
+    unlink(d.path);
+    unlink(pid_file);
+    disk_rig_destroy(&d);
+    disk_rig_destroy(&image);
+}
+
 /* We die by kill -9: the daemon ends, too, and the image can be used again with all that was flushed. */
 static void test_our_death(void **state)
 {
@@ -356,6 +412,7 @@ int main(void)
         cmocka_unit_test_teardown(test_backing_file, no_children_left),
         cmocka_unit_test_teardown(test_errors, no_children_left),
         cmocka_unit_test_teardown(test_nbd, no_children_left),
+        cmocka_unit_test_teardown(test_stalled, no_children_left),
         cmocka_unit_test_teardown(test_death, no_children_left),
         cmocka_unit_test_teardown(test_our_death, no_children_left),
     };

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "tests/unit/device_fixture.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
@@ -206,13 +207,45 @@ static void test_listen(void **state)
     assert_true(unix_connect(longer) < 0);
 }
 
+static void refused(struct bench *b, enum char_kind kind, const char *path, int code, const char *says)
+{
+    struct nerr e = {""};
+    struct chardev *c;
+    struct char_config cfg = {.kind = kind, .path = path, .name = "console0"};
+    struct char_port port = {.input = input, .writable = writable};
+    errno = 0; /* what no call has set must not be told as the reason */
+    assert_int_equal(char_open(&cfg, b->loop, &port, &c, &e), code);
+    assert_null(c);
+    if (!strstr(e.text, says)) fail_msg("'%s' does not say '%s'", e.text, says);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new();
+    char longer[300];
+    memset(longer, 'a', sizeof(longer));
+    longer[sizeof(longer) - 1] = 0;
+    refused(b, CHAR_PTY, longer, -ENAMETOOLONG, "too long");
+    refused(b, CHAR_PTY, "/nonexistent/link", -ENOENT, "/nonexistent/link");
+    refused(b, CHAR_FILE, "/nonexistent/file", -ENOENT, "give another file");
+    /* A pipe, with a reader or without: nobody waits for one, neither now nor when the guest writes. */
+    unlink("char-test-fifo");
+    assert_int_equal(mkfifo("char-test-fifo", 0600), 0);
+    refused(b, CHAR_FILE, "char-test-fifo", -EINVAL, "is a pipe");
+    int fd = open("char-test-fifo", O_RDONLY | O_NONBLOCK);
+    refused(b, CHAR_FILE, "char-test-fifo", -EINVAL, "is a pipe");
+    close(fd);
+    unlink("char-test-fifo");
+    bench_stop(b);
+    bench_free(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pty),
-        cmocka_unit_test(test_socket),
-        cmocka_unit_test(test_file),
-        cmocka_unit_test(test_listen),
+        cmocka_unit_test(test_pty),    cmocka_unit_test(test_socket),  cmocka_unit_test(test_file),
+        cmocka_unit_test(test_listen), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

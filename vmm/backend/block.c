@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "vmm/backend/block_internal.h"
 
 void block_queue_push(struct block_queue *q, struct block_request *r)
@@ -304,6 +305,9 @@ void block_unplug_reap(struct block *b)
 
 /* ---- drain ---- */
 
+/* How long a drain waits without anything coming back. */
+#define DRAIN_PATIENCE_NS 2000000000ull
+
 static void wait_changed(struct block *b)
 {
     struct timespec t;
@@ -316,7 +320,27 @@ static void wait_changed(struct block *b)
     pthread_cond_timedwait(&b->changed, &b->lock, &t);
 }
 
-bool block_drain_until(struct block *b, uint64_t deadline)
+struct patience {
+    uint64_t since; /* the last progress */
+    unsigned pending;
+    bool lost;
+};
+
+/* With the lock, after each look. */
+static void grow_impatient(struct block *b, struct patience *p)
+{
+    uint64_t now = clock_mono_ns();
+    if (b->pending != p->pending) p->since = now;
+    p->pending = b->pending;
+    if (p->lost || now - p->since < DRAIN_PATIENCE_NS) return;
+    p->lost = true;
+    if (b->driver->abandon)
+        b->driver->abandon(b);
+    else
+        nc_warn("disk %s: the host takes long over %u requests; waiting for them", b->path, b->pending);
+}
+
+static bool drain(struct block *b, uint64_t deadline, struct patience *patience)
 {
     pthread_mutex_lock(&b->lock);
     b->draining = true;
@@ -330,7 +354,10 @@ bool block_drain_until(struct block *b, uint64_t deadline)
         deliver(b);
         pthread_mutex_lock(&b->lock);
         bool idle = !b->pending;
-        if (!idle && !b->finished.head) wait_changed(b);
+        if (!idle && !b->finished.head) {
+            wait_changed(b);
+            if (patience) grow_impatient(b, patience);
+        }
         bool end = idle || clock_mono_ns() >= deadline;
         if (end) b->draining = false;
         pthread_mutex_unlock(&b->lock);
@@ -338,9 +365,14 @@ bool block_drain_until(struct block *b, uint64_t deadline)
     }
 }
 
+bool block_drain_until(struct block *b, uint64_t deadline)
+{
+    return drain(b, deadline, NULL);
+}
+
 void block_drain(struct block *b)
 {
-    block_drain_until(b, UINT64_MAX);
+    drain(b, UINT64_MAX, &(struct patience){.since = clock_mono_ns()});
 }
 
 /* ---- life ---- */

@@ -89,9 +89,11 @@ void block_unplug(struct block *b);
  * no thread is woken for it. For devices whose done() may run on any thread. */
 void block_unplug_reap(struct block *b);
 /* Waits until nothing is in flight (reset, pause); done() of all of it has returned then. Requests held back by a limit go at once, as
- * debts. The caller sees to it that nobody submits meanwhile. Not from inside done(). */
+ * debts. The caller sees to it that nobody submits meanwhile. Not from inside done(). A daemon from which nothing comes for 2 s is not waited
+ * for: its requests end with -EIO, perhaps done and perhaps not, and later ones start when it has answered. A file's are waited for as
+ * long as it takes, since the host's kernel has the guest's memory. */
 void block_drain(struct block *b);
-/* The same, up to `deadline` (clock_mono_ns()); false: something is still in flight then, because the host does not answer. */
+/* Waits up to `deadline` (clock_mono_ns()), and gives nothing up; false: something is still in flight, because the host does not answer. */
 bool block_drain_until(struct block *b, uint64_t deadline);
 /* A file grows; a block device's new size is taken over. Shrinking is refused: -EINVAL. */
 int block_resize(struct block *b, uint64_t size, struct nerr *e);

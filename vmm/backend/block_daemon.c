@@ -30,6 +30,8 @@
 #define SLOT_DATA (512u << 10) /* larger requests go in pieces */
 #define RING_SIZE 256          /* a power of two; three descriptors a slot */
 #define DESCS 3
+#define END_SECONDS 10 /* for what it still has to write */
+#define STALLED_END_SECONDS 2
 #define BUSY_TRIES 3
 #define BUSY_WAIT_NS 300000000
 _Static_assert(SLOTS *DESCS <= RING_SIZE, "every slot has its descriptors");
@@ -57,10 +59,11 @@ struct block_daemon {
     struct storage_daemon process;
     struct area *area;
     int memfd, kick;
-    bool watched, dead;
+    bool watched, dead, stalled; /* stalled: it did not answer when it was opened */
     uint16_t avail_idx, used_idx;
     struct block_request *slot[SLOTS]; /* who is in it */
-    unsigned busy;
+    bool orphan[SLOTS];                /* nobody waits any more for what is in it */
+    unsigned busy, orphans;            /* slots; orphans are busy, too */
     struct block_queue ready;
     uint32_t max_discard, max_zeroes; /* sectors in a request */
     bool has_zeroes;
@@ -153,6 +156,7 @@ static void daemon_commit(struct block *b)
         while ((r = block_queue_pop(&d->ready))) block_finished(b, r, -EIO);
         return;
     }
+    if (d->orphans) return; /* an old write that is done late must not undo a new one */
     for (unsigned i = 0; i < SLOTS && d->ready.head && d->busy < SLOTS; i++)
         if (!d->slot[i]) start_slot(b, i, block_queue_pop(&d->ready));
     if (d->avail_idx == before) return;
@@ -200,6 +204,35 @@ static void slot_done(struct block *b, unsigned i)
     }
 }
 
+static void fail_slots(struct block *b)
+{
+    struct block_daemon *d = b->daemon;
+    for (unsigned i = 0; i < SLOTS; i++)
+        if (d->slot[i]) {
+            block_finished(b, d->slot[i], -EIO);
+            d->slot[i] = NULL;
+            d->orphan[i] = true;
+            d->orphans++;
+        }
+}
+
+/* What the daemon has is a copy, so that it may keep it while we go on. */
+static void daemon_abandon(struct block *b)
+{
+    struct block_daemon *d = b->daemon;
+    struct block_request *r;
+    nc_warn("disk %s: %u requests were not answered for 2 s; they are not waited for", b->path, b->pending);
+    fail_slots(b);
+    while ((r = block_queue_pop(&d->ready))) block_finished(b, r, -EIO);
+}
+
+static void orphan_done(struct block_daemon *d, unsigned i)
+{
+    d->orphan[i] = false;
+    d->orphans--;
+    d->busy--;
+}
+
 /* Everything in flight fails; with the lock held. */
 static void give_up(struct block *b, const char *why)
 {
@@ -209,12 +242,7 @@ static void give_up(struct block *b, const char *why)
     d->dead = true;
     storage_daemon_complaint(&d->process, text, sizeof(text));
     nc_error("disk %s: %s%s%s; its requests fail from now on", b->path, why, *text ? ": " : "", text);
-    for (unsigned i = 0; i < SLOTS; i++)
-        if (d->slot[i]) {
-            block_finished(b, d->slot[i], -EIO);
-            d->slot[i] = NULL;
-        }
-    d->busy = 0;
+    fail_slots(b);
     daemon_commit(b);
 }
 
@@ -231,11 +259,15 @@ static void daemon_reap(struct block *b)
     bool any = false;
     while (d->used_idx != end && !d->dead) {
         uint32_t id = le32toh(d->area->used.ring[d->used_idx++ % RING_SIZE].id);
-        if (id % DESCS || id / DESCS >= SLOTS || !d->slot[id / DESCS]) {
+        unsigned i = id / DESCS;
+        if (id % DESCS || i >= SLOTS || (!d->slot[i] && !d->orphan[i])) {
             give_up(b, "qemu-storage-daemon broke its ring");
             return;
         }
-        slot_done(b, id / DESCS);
+        if (d->orphan[i])
+            orphan_done(d, i);
+        else
+            slot_done(b, i);
         any = true;
     }
     if (any) daemon_commit(b);
@@ -280,7 +312,7 @@ static void daemon_close(struct block *b)
     struct block_daemon *d = b->daemon;
     if (!d) return;
     if (d->watched) event_fd_remove(b->loop, d->process.sock);
-    storage_daemon_stop(&d->process);
+    storage_daemon_stop(&d->process, d->stalled || d->orphans ? STALLED_END_SECONDS : END_SECONDS);
     if (d->area) munmap(d->area, sizeof(*d->area));
     if (d->memfd >= 0) close(d->memfd);
     if (d->kick >= 0) close(d->kick);
@@ -300,6 +332,7 @@ static int daemon_resize(struct block *b, uint64_t size, struct nerr *e)
 const struct block_driver block_daemon_driver = {.start = daemon_start,
                                                  .commit = daemon_commit,
                                                  .reap = daemon_reap,
+                                                 .abandon = daemon_abandon,
                                                  .resize = daemon_resize,
                                                  .close = daemon_close};
 
@@ -376,11 +409,13 @@ static int start_ring(struct block *b, struct block_daemon *d, struct nerr *e)
     return r;
 }
 
-/* What the daemon itself says about the image is better than that it has gone. */
+/* Errors of the connection name neither disk nor cure; and what the daemon itself says about the image is better than that it has gone. */
 static int explain(struct block *b, struct block_daemon *d, int r, struct nerr *e)
 {
     char text[400];
-    if (r != -ECONNRESET && r != -ETIMEDOUT) return r;
+    struct nerr cause = *e;
+    bool nbd = strncmp(b->path, "nbd", 3) == 0;
+    if (strncmp(cause.text, "vhost-user", strlen("vhost-user")) != 0) return r;
     storage_daemon_complaint(&d->process, text, sizeof(text));
     if (strstr(text, "\" lock"))
         return nerr_set(e, -EBUSY,
@@ -393,7 +428,11 @@ static int explain(struct block *b, struct block_daemon *d, int r, struct nerr *
                         "disk %s: qemu-storage-daemon, which qcow2 and nbd need, cannot be run; install "
                         "the package qemu-system-common, or give a raw image",
                         b->path);
-    return r;
+    if (r == -ETIMEDOUT)
+        return nerr_set(e, r, "disk %s: %s; check %s", b->path,
+                        nbd ? "the NBD server does not answer" : "the image cannot be opened in time",
+                        nbd ? "that it runs and that this host reaches it" : "the storage that it is on");
+    return nerr_set(e, r, "disk %s: %s; another version of qemu-storage-daemon may do better", b->path, cause.text);
 }
 
 static int open_once(struct block *b, const struct block_config *cfg, const char *format, struct nerr *e)
@@ -411,6 +450,7 @@ static int open_once(struct block *b, const struct block_config *cfg, const char
     if (!r) r = start_ring(b, d, e);
     if (!r) r = event_fd_add(b->loop, d->process.sock, EPOLLIN, on_end, b, e);
     if (r) {
+        d->stalled = r == -ETIMEDOUT;
         r = explain(b, d, r, e);
         daemon_close(b);
         return r;

@@ -71,6 +71,9 @@ struct block_driver {
     void (*commit)(struct block *b);
     /* With the lock held: block_finished() for what the host has finished. */
     void (*reap)(struct block *b);
+    /* With the lock held: block_finished() at once for all that the host keeps us waiting for, whose memory nobody touches from then on. NULL
+     * where the host has the guest's memory itself. */
+    void (*abandon)(struct block *b);
     int (*resize)(struct block *b, uint64_t size, struct nerr *e);
     /* Nothing is in flight. */
     void (*close)(struct block *b);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -191,7 +192,7 @@ size_t char_write(struct chardev *c, const void *data, size_t len)
             continue;
         }
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0 && errno == EAGAIN) {
+        if (n < 0 && errno == EAGAIN && c->kind != CHAR_FILE) {
             c->want_room = true;
             set_events(c);
             pthread_mutex_unlock(&c->lock);
@@ -231,7 +232,11 @@ static int open_pty(struct chardev *c, const struct char_config *cfg, struct ner
     tcsetattr(fd, TCSANOW, &t);
     close(fd);
     if (cfg->path) {
-        if (strlen(cfg->path) >= sizeof(c->link) || symlink(c->where, cfg->path))
+        if (strlen(cfg->path) >= sizeof(c->link))
+            return nerr_set(e, -ENAMETOOLONG,
+                            "%s: the path %.60s... is too long for a link; give at most %zu characters", cfg->name,
+                            cfg->path, sizeof(c->link) - 1);
+        if (symlink(c->where, cfg->path))
             return nerr_set(e, -errno, "%s: cannot link %s to %s: %s; remove what is there or give another path",
                             cfg->name, cfg->path, c->where, strerror(errno));
         strcpy(c->link, cfg->path);
@@ -261,8 +266,17 @@ static int open_socket(struct chardev *c, const struct char_config *cfg, struct 
 static int open_file(struct chardev *c, const struct char_config *cfg, struct nerr *e)
 {
     snprintf(c->where, sizeof(c->where), "%s", cfg->path);
-    c->fd = open(cfg->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
-    if (c->fd < 0) return nerr_set(e, -errno, "%s: cannot write %s: %s", cfg->name, cfg->path, strerror(errno));
+    struct stat s;
+    /* Not to wait for a reader, nor, with a vCPU, for a terminal that takes nothing. */
+    c->fd = open(cfg->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+    int err = c->fd < 0 ? errno : 0;
+    bool pipe =
+        c->fd < 0 ? stat(cfg->path, &s) == 0 && S_ISFIFO(s.st_mode) : fstat(c->fd, &s) == 0 && S_ISFIFO(s.st_mode);
+    if (pipe)
+        return nerr_set(e, -EINVAL, "%s: %s is a pipe, which could hold the guest up; give a file or socket=PATH",
+                        cfg->name, cfg->path);
+    if (c->fd < 0)
+        return nerr_set(e, -err, "%s: cannot write %s: %s; give another file", cfg->name, cfg->path, strerror(err));
     return 0;
 }
 
@@ -303,9 +317,4 @@ void char_close(struct chardev *c)
     if (c->link[0]) unlink(c->link);
     pthread_mutex_destroy(&c->lock);
     free(c);
-}
-
-const char *char_where(const struct chardev *c)
-{
-    return c->where;
 }

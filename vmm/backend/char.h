@@ -40,6 +40,5 @@ void char_close(struct chardev *c);
 /* Takes up to `len` bytes without waiting, returns how many. With nobody at the other end they are dropped, as on a cable that ends in the air. */
 size_t char_write(struct chardev *c, const void *data, size_t len);
 void char_input_ready(struct chardev *c);
-const char *char_where(const struct chardev *c); /* the terminal's or socket's path, for people */
 
 #endif

@@ -22,7 +22,7 @@
 
 #define PROGRAM "qemu-storage-daemon"
 #define LISTEN_FD 3 /* in the daemon */
-#define END_SECONDS 10
+#define KILLED_SECONDS 2
 
 /* ---- what it shall open, as its --blockdev options: JSON, so that no character of a file name means anything ---- */
 
@@ -187,7 +187,7 @@ int storage_daemon_start(const struct block_config *cfg, const char *format, str
     if (listener >= 0) close(listener); /* the daemon has the only one: with its end our connection ends */
     free(texts[0]);
     free(texts[1]);
-    if (r) storage_daemon_stop(d);
+    if (r) storage_daemon_stop(d, 0);
     return r;
 }
 
@@ -206,20 +206,24 @@ static bool ended(struct storage_daemon *d)
     return !d->pid;
 }
 
-void storage_daemon_stop(struct storage_daemon *d)
+static bool ends_within(struct storage_daemon *d, unsigned seconds)
+{
+    for (unsigned i = 0; i < seconds * 200 && !ended(d); i++) nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+    return !d->pid;
+}
+
+void storage_daemon_stop(struct storage_daemon *d, unsigned seconds)
 {
     if (d->sock >= 0) close(d->sock);
     d->sock = -1;
     if (d->pid) {
         kill(d->pid, SIGTERM);
-        for (int i = 0; i < END_SECONDS * 200 && !ended(d); i++)
-            nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-        if (d->pid) {
-            nc_warn(PROGRAM " did not end within %d s; it is killed", END_SECONDS);
+        if (!ends_within(d, seconds)) {
+            nc_warn(PROGRAM " did not end within %u s; it is killed", seconds);
             kill(d->pid, SIGKILL);
-            waitpid(d->pid, NULL, 0);
-            d->pid = 0;
+            ends_within(d, KILLED_SECONDS); /* one that waits in the host's kernel ends when that lets it */
         }
+        d->pid = 0;
     }
     if (d->messages >= 0) close(d->messages);
     d->messages = -1;

@@ -1,6 +1,7 @@
 /* What a run cost: exits, sleeps, device accesses and the engine's own counters, as a table or as JSON. */
 #include <cjson/cJSON.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -261,12 +262,17 @@ int machine_stats_json(struct machine *m, const char *path, struct nerr *e)
     char *text = cJSON_Print(o);
     cJSON_Delete(o);
     if (!text) return nerr_set(e, -ENOMEM, "--stats: out of memory");
-    FILE *f = fopen(path, "we");
+    /* Non-blocking is for opening: a pipe that nobody reads is an error. Then a reader has the time that it takes. */
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+    if (fd >= 0) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "w");
     int r = f ? 0 : -errno;
+    if (fd >= 0 && !f) close(fd);
     if (f) {
         if (fprintf(f, "%s\n", text) < 0) r = -EIO;
         if (fclose(f) && !r) r = -errno;
     }
     free(text);
-    return r ? nerr_set(e, r, "--stats: cannot write %s: %s", path, strerror(-r)) : 0;
+    if (r == -ENXIO) return nerr_set(e, r, "--stats: nobody reads the pipe %s; the statistics are lost", path);
+    return r ? nerr_set(e, r, "--stats: cannot write %s: %s; the statistics are lost", path, strerror(-r)) : 0;
 }
