@@ -47,6 +47,14 @@ void cli_keyvalues_free(struct cli_keyvalues *kv)
     memset(kv, 0, sizeof(*kv));
 }
 
+const char *cli_keyvalue_whole(struct cli_keyvalues *all, unsigned i)
+{
+    struct cli_keyvalue *kv = &all->pair[i];
+    if (kv->value) all->text[kv->value - all->text - 1] = '=';
+    kv->value = NULL;
+    return kv->key;
+}
+
 static bool in_list(const char *const *list, const char *word)
 {
     for (; list && *list; list++)

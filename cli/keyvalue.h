@@ -23,6 +23,8 @@ struct cli_keyvalues {
 /* Takes the text apart; `option` ("--disk") is for messages. Empty items are errors. On success cli_keyvalues_free() it in the end. */
 int cli_keyvalues_parse(const char *option, const char *text, struct cli_keyvalues *out, struct nerr *e);
 void cli_keyvalues_free(struct cli_keyvalues *kv);
+/* The pair as one word, '=' and all; it has no value from then on. */
+const char *cli_keyvalue_whole(struct cli_keyvalues *all, unsigned i);
 /* Refuses a key that comes twice; those in `repeatable` (NULL-ended list, or NULL) may. */
 int cli_keyvalues_unique(const char *option, const struct cli_keyvalues *kv, const char *const *repeatable,
                          struct nerr *e);

@@ -27,7 +27,7 @@ static int one_kind(struct machine_port *p, enum char_kind kind, bool *have, str
     return 0;
 }
 
-static int set_key(struct machine_port *p, const struct cli_keyvalue *kv, bool *have, struct nerr *e)
+static int set_key(struct machine_port *p, const struct cli_keyvalue *kv, bool *have, const char **link, struct nerr *e)
 {
     int r;
     if (strcmp(kv->key, "pty") == 0) {
@@ -38,10 +38,7 @@ static int set_key(struct machine_port *p, const struct cli_keyvalue *kv, bool *
         r = one_kind(p, kv->key[0] == 's' ? CHAR_SOCKET : CHAR_FILE, have, e);
         return r ? r : cli_keyvalue_text(CONSOLE, kv, &p->path, e);
     }
-    if (strcmp(kv->key, "link") == 0) {
-        if (*have && p->kind != CHAR_PTY) return nerr_set(e, -EINVAL, CONSOLE ": link=FILE goes with pty only");
-        return cli_keyvalue_text(CONSOLE, kv, &p->path, e);
-    }
+    if (strcmp(kv->key, "link") == 0) return cli_keyvalue_text(CONSOLE, kv, link, e);
     return nerr_set(e, -EINVAL, CONSOLE ": unknown key %s; there are pty, link, socket and file", kv->key);
 }
 
@@ -49,6 +46,7 @@ int cli_console_add(struct cli_consoles *c, const char *text, struct nerr *e)
 {
     unsigned n = c->ports;
     bool have = false;
+    const char *link = NULL;
     if (n == MACHINE_MAX_PORTS)
         return nerr_set(e, -EINVAL, CONSOLE ": %d consoles are the most that a machine has", MACHINE_MAX_PORTS);
     struct machine_port *p = &c->port[n];
@@ -58,8 +56,10 @@ int cli_console_add(struct cli_consoles *c, const char *text, struct nerr *e)
     int r = cli_keyvalues_parse(CONSOLE, text, kv, e);
     if (r) return r;
     r = cli_keyvalues_unique(CONSOLE, kv, NULL, e);
-    for (unsigned i = 0; i < kv->pairs && !r; i++) r = set_key(p, &kv->pair[i], &have, e);
+    for (unsigned i = 0; i < kv->pairs && !r; i++) r = set_key(p, &kv->pair[i], &have, &link, e);
     if (!r && !have) r = nerr_set(e, -EINVAL, CONSOLE ": which kind? give pty, socket=FILE or file=FILE");
+    if (!r && link && p->kind != CHAR_PTY) r = nerr_set(e, -EINVAL, CONSOLE ": link=FILE goes with pty only");
+    if (link) p->path = link;
     if (r)
         cli_keyvalues_free(kv);
     else

@@ -109,8 +109,10 @@ static int set_id(struct machine_disk *d, const struct cli_keyvalue *kv, struct 
 
 static int set_path(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e)
 {
-    if (d->block.path) return nerr_set(e, -EINVAL, OPTION ": two files, %s and %s; give one", d->block.path, kv->value);
-    return cli_keyvalue_text(OPTION, kv, &d->block.path, e);
+    const char *before = d->block.path;
+    int r = cli_keyvalue_text(OPTION, kv, &d->block.path, e);
+    if (!r && before) r = nerr_set(e, -EINVAL, OPTION ": two files, %s and %s; give one", before, kv->value);
+    return r;
 }
 
 static int set_ro(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e)
@@ -153,16 +155,20 @@ static int set_key(struct machine_disk *d, const struct cli_keyvalue *kv, struct
         kv->key);
 }
 
-static int parse(struct cli_disks *all, struct machine_disk *d, const struct cli_keyvalues *kv, struct nerr *e)
+/* Is the first item a file by itself? Keys are made of letters and '_', so what has another character before its '=' is none, and needs no
+ * path= in front. */
+static bool bare_file(const struct cli_keyvalue *kv)
 {
+    if (!kv->value) return strcmp(kv->key, "ro") != 0;
+    return kv->key[strspn(kv->key, "abcdefghijklmnopqrstuvwxyz_")] != 0;
+}
+
+static int parse(struct cli_disks *all, struct machine_disk *d, struct cli_keyvalues *kv, struct nerr *e)
+{
+    unsigned first = bare_file(&kv->pair[0]);
+    if (first) d->block.path = cli_keyvalue_whole(kv, 0);
     int r = cli_keyvalues_unique(OPTION, kv, NULL, e);
-    for (unsigned i = 0; i < kv->pairs && !r; i++) {
-        const struct cli_keyvalue *p = &kv->pair[i];
-        if (i == 0 && !p->value && strcmp(p->key, "ro") != 0)
-            d->block.path = p->key;
-        else
-            r = set_key(d, p, e);
-    }
+    for (unsigned i = first; i < kv->pairs && !r; i++) r = set_key(d, &kv->pair[i], e);
     if (!r && !d->block.path) r = nerr_set(e, -EINVAL, OPTION ": which file? give " OPTION " path=FILE");
     for (unsigned i = 0; i < all->disks && !r; i++)
         if (strcmp(all->disk[i].id, d->id) == 0)

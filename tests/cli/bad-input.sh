@@ -102,11 +102,16 @@ bad 'console: two kinds' 'not two' run -k "$dir/kernel" --console "pty,file=$dir
 bad 'console: unknown key' 'unknown key tty' run -k "$dir/kernel" --console tty
 bad 'console: no place for a file' "$dir/none/x" run -k "$dir/kernel" --console "file=$dir/none/x"
 bad 'console: something else is there' "$dir/kernel.*in use" run -k "$dir/kernel" --console "socket=$dir/kernel"
+bad 'console: a link to a file' 'link=FILE goes with pty' run -k "$dir/kernel" --console "link=$dir/x,file=$dir/y"
+bad 'console: a link to a socket' 'link=FILE goes with pty' run -k "$dir/kernel" --console "socket=$dir/y,link=$dir/x"
+bad 'console: a fifo' "$dir/fifo is a pipe" run -k "$dir/kernel" --console "file=$dir/fifo"
 bad 'vsock: no path' 'cid=3,path=FILE' run -k "$dir/kernel" --vsock cid=3
 bad 'vsock: the host as guest' 'cid.*2' run -k "$dir/kernel" --vsock "cid=2,path=$dir/v"
 bad 'vsock: twice' 'give it once' run -k "$dir/kernel" --vsock "cid=3,path=$dir/v" --vsock "cid=4,path=$dir/w"
 bad 'vsock: no such directory' "$dir/none/v" run -k "$dir/kernel" --vsock "cid=3,path=$dir/none/v"
 bad 'disk: no such file' "$dir/none.*truncate" run -k "$dir/kernel" -d "$dir/none"
+bad 'disk: no such file, with = in its name' "$dir/a=b: .*truncate" run -k "$dir/kernel" -d "$dir/a=b"
+bad 'disk: no such NBD server' "nbd.unix:///x.socket=$dir/none: qemu-storage-daemon: .*connect" run -k "$dir/kernel" -d "nbd+unix:///x?socket=$dir/none"
 bad 'disk: empty' "$dir/empty.*size" run -k "$dir/kernel" -d "$dir/empty"
 bad 'disk: size not of whole sectors' "$dir/odd.*1000 bytes.*multiple of 512" run -k "$dir/kernel" -d "$dir/odd"
 bad 'disk: directory' "$dir/directory.*neither" run -k "$dir/kernel" -d "$dir/directory"

@@ -74,6 +74,13 @@ static void test_good(void **state)
     assert_string_equal(d->block.path, "nbd://localhost:10809/export");
     assert_false(d->block.readonly);
     assert_int_equal(d->block.cache, BLOCK_CACHE_WRITETHROUGH);
+    d = good("nbd+unix:///export?socket=/run/nbd,,1=2.sock,ro");
+    assert_string_equal(d->block.path, "nbd+unix:///export?socket=/run/nbd,1=2.sock");
+    assert_true(d->block.readonly);
+    assert_string_equal(good("nbd+unix:///?socket=a")->block.path, "nbd+unix:///?socket=a");
+    assert_string_equal(good("/srv/a=b.img,if=ahci")->block.path, "/srv/a=b.img");
+    assert_string_equal(good("a1=")->block.path, "a1=");
+    assert_string_equal(good("path=a=b.img")->block.path, "a=b.img");
     assert_string_equal(good("x,serial=12345678901234567890")->serial, "12345678901234567890");
 }
 
@@ -85,7 +92,10 @@ static void test_messages(void **state)
     bad("a,=x", "empty item");
     bad("if=virtio", "which file");
     bad("path=", "needs a value");
-    bad("a,path=b", "two files");
+    bad("a,path=b", "two files, a and b");
+    bad("a,path", "path needs a value");
+    bad("cach=none", "unknown key cach"); /* a slip, rather than a file */
+    bad("./a=b,bogus=1", "unknown key bogus");
     bad("a,if=scsi", "virtio, ahci");
     bad("a,if", "virtio, ahci");
     bad("a,cache=back", "writeback");
