@@ -14,14 +14,24 @@ $(FUZZ_DIR)/obj/%.o: %.c $(FLAGS_FILE)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(FUZZ_CFLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@.$$$$ && mv $@.$$$$ $@
 
+# Seeds are part of the programs.
+$(filter $(FUZZ_DIR)/obj/tests/fuzz/fuzz_%,$(FUZZ_OBJ)): $(wildcard tests/fuzz/seeds/*.seed)
+
 $(FUZZ_DIR)/libfuzz.a: $(addprefix $(FUZZ_DIR)/obj/,$(addsuffix .o,$(basename $(FUZZ_LIB_SRC))))
 	$(Q)rm -f $@.$$$$ && $(AR) rcs $@.$$$$ $^ && mv $@.$$$$ $@
 
-$(FUZZ_DIR)/fuzz_%: $(FUZZ_DIR)/obj/tests/fuzz/fuzz_%.o $(FUZZ_DIR)/obj/tests/fuzz/fuzz.o $(FUZZ_DIR)/libfuzz.a
+$(FUZZ_DIR)/fuzz_%: $(FUZZ_DIR)/obj/tests/fuzz/fuzz_%.o $(FUZZ_DIR)/obj/tests/fuzz/fuzz.o $(FUZZ_DIR)/obj/tests/fuzz/seed.o $(FUZZ_DIR)/libfuzz.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(FUZZ_SAN) $^ -o $@.$$$$ -lpthread && mv $@.$$$$ $@
 
 .PHONY: fuzzers
 fuzzers: $(FUZZ_BIN)
-programs: fuzzers
+programs: fuzzers $(FUZZ_DIR)/record
 -include $(FUZZ_OBJ:.o=.d)
+
+# A nacelle that writes down what a guest does to a device; tests/fuzz/record.sh makes seeds with it.
+RECORD_WRAP := bus_read bus_write guest_memory_ptr guest_memory_read pci_bus_create
+$(FUZZ_DIR)/record: $(MAIN_OBJ) $(call obj,tests/fuzz/record/record.c) $(LIB)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(SAN_FLAGS) $(LDFLAGS) $(addprefix -Wl$(comma)--wrap=,$(RECORD_WRAP)) $^ -o $@.$$$$ $(LIBS) && mv $@.$$$$ $@

@@ -1,12 +1,14 @@
 /* The AHCI controller, by two drivers: a hostile one, which writes anything anywhere, and an honest one, which cuts its data into odd
  * pieces, lets commands end in any order and some of them fail, and compares every byte with what the disk should hold.
- * Number of cases in make test: 1200. */
+ * Number of cases in make test: 3000. */
 #include <sys/uio.h>
 
-#include "fuzz.h"
+#include "seed.h"
 #include "vmm/emulated/ahci_internal.h"
 
 const char *const fuzz_name = "fuzz_ahci";
+
+FUZZ_SEED(ahci_seed, "ahci.seed");
 
 /* ---- a back end that answers when it likes ---- */
 
@@ -288,6 +290,25 @@ static void hostile_step(void)
     }
 }
 
+/* ---- a real driver, and what becomes of it when things go wrong ---- */
+
+static void replayed_event(void)
+{
+    if (fuzz_one_in(4)) complete_some();
+}
+
+static void replay(void)
+{
+    unsigned wild = fuzz_one_in(20) ? 0 : 1u << fuzz_below(9);
+    uint64_t before = disk[0].submits;
+    if (!wild) disk[0].failing = false;
+    fuzz_replay(rig, SLOT, &ahci_seed, 1, 0, wild, wild ? replayed_event : complete_all);
+    if (!wild) fuzz_check(disk[0].submits >= before + 30); /* the recording is still one of this device */
+    complete_all();
+    pci_bus_reset(rig->pci);
+    abar = fuzz_bar(rig, SLOT, ABAR, true);
+}
+
 /* ---- the honest driver: on port 0 ---- */
 
 struct piece {
@@ -464,8 +485,9 @@ void fuzz_case(void)
     struct nerr e;
     struct ahci *a;
     struct ahci_disk d[DISKS];
+    bool honest = fuzz_one_in(3), replaying = fuzz_one_in(3);
+    if (replaying) fuzz_ram = FUZZ_SEED_RAM;
     rig = fuzz_rig_new();
-    bool honest = fuzz_one_in(3);
     for (unsigned i = 0; i < DISKS; i++) {
         disk[i].info =
             (struct block_info){.size = DISK_SIZE, .logical_block = i == 1 ? 4096 : 512, .physical_block = 4096};
@@ -477,9 +499,10 @@ void fuzz_case(void)
     }
     fuzz_check(ahci_create(rig->pci, SLOT, "ahci", d, DISKS, &a, &e) == 0);
     abar = fuzz_bar(rig, SLOT, ABAR, true);
+    if (replaying) replay();
     if (honest)
         honest_case();
-    else
+    else if (!replaying)
         for (unsigned i = 0; i < 150; i++) hostile_step();
     complete_all();
     fuzz_check(atomic_load(&a->in_flight) == 0);

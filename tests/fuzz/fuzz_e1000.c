@@ -1,9 +1,12 @@
 /* The e1000, by a hostile driver, which writes anything anywhere, and by an honest one, whose frames must come out as they went in, with
- * every offload. Number of cases in make test: 1500. */
+ * every offload. Number of cases in make test: 5000. */
 #include "net_backend.h"
+#include "seed.h"
 #include "vmm/emulated/e1000.h"
 
 const char *const fuzz_name = "fuzz_e1000";
+
+FUZZ_SEED(e1000_seed, "e1000.seed");
 
 #define SLOT 1
 enum {
@@ -110,6 +113,26 @@ static void hostile(void)
         }
         fuzz_check(!fuzz_net.in_batch);
     }
+}
+
+/* ---- a real driver, and what becomes of it when things go wrong ---- */
+
+static void replayed_event(void)
+{
+    if (fuzz_one_in(8)) fuzz_net_event();
+    if (fuzz_one_in(16)) fuzz_loop_turn(loop);
+}
+static void replayed_at_once(void)
+{
+    fuzz_loop_turn(loop);
+}
+
+static void replay(void)
+{
+    unsigned wild = fuzz_one_in(20) ? 0 : 1u << fuzz_below(9);
+    uint64_t before = fuzz_net.sent;
+    fuzz_replay(rig, SLOT, &e1000_seed, 1, 0, wild, wild ? replayed_event : replayed_at_once);
+    if (!wild) fuzz_check(fuzz_net.sent >= before + 8); /* the recording is still one of this device */
 }
 
 /* ---- the honest driver ---- */
@@ -223,13 +246,18 @@ void fuzz_case(void)
 {
     struct nerr e;
     struct e1000 *d;
+    bool replaying = fuzz_one_in(3);
+    if (replaying) fuzz_ram = FUZZ_SEED_RAM;
     rig = fuzz_rig_new();
     fuzz_net_rig = rig;
     loop = event_loop_create(&e);
     struct e1000_options o = {.name = "net0", .mac = {2, 0, 0, 0, 0, 1}};
     fuzz_check(loop && e1000_create(rig->pci, SLOT, &o, loop, &d, &e) == 0);
     bar = fuzz_bar(rig, SLOT, 0, true);
-    if (!fuzz_one_in(4)) hostile();
+    if (replaying)
+        replay();
+    else if (!fuzz_one_in(4))
+        hostile();
     /* Whatever was done to it, a reset makes it a card again. */
     pci_bus_reset(rig->pci);
     fuzz_loop_turn(loop);

@@ -1,6 +1,6 @@
 /* virtio-net, by a driver whose rings are in order and whose buffers are not: odd headers, chains, commands, sizes, resets at any time; and
  * by an honest one, whose frames must come out as they went in. (Rings that lie are fuzzed with every virtio device.)
- * Number of cases in make test: 1500. */
+ * Number of cases in make test: 5000. */
 #include <linux/virtio_config.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_pci.h>
@@ -8,9 +8,13 @@
 
 #include "common/log.h"
 #include "net_backend.h"
+#include "seed.h"
 #include "vmm/virtio/net.h"
 
 const char *const fuzz_name = "fuzz_virtio_net";
+
+FUZZ_SEED(net_split, "virtio-net-split.seed");
+FUZZ_SEED(net_packed, "virtio-net-packed.seed");
 
 #define SLOT 1
 #define PAIRS 2u
@@ -222,6 +226,29 @@ static void hostile(void)
     }
 }
 
+/* ---- a real driver, and what becomes of it when things go wrong ---- */
+
+static void replayed_event(void)
+{
+    if (fuzz_one_in(8)) fuzz_net_event();
+    if (fuzz_one_in(16)) fuzz_loop_turn(loop);
+}
+static void replayed_at_once(void)
+{
+    fuzz_loop_turn(loop);
+}
+
+static void replay(void)
+{
+    const struct fuzz_seed seed[] = {net_split, net_packed};
+    unsigned which = (unsigned)fuzz_below(2), wild = fuzz_one_in(20) ? 0 : 1u << fuzz_below(8);
+    uint64_t before = fuzz_net.sent;
+    fuzz_replay(rig, SLOT, seed, 2, which, wild, wild ? replayed_event : replayed_at_once);
+    if (!wild) fuzz_check(fuzz_net.sent >= before + 8); /* the recording is still one of this device */
+    pci_bus_reset(rig->pci);
+    find();
+}
+
 /* ---- the honest driver ---- */
 
 static void honest_send(void)
@@ -296,14 +323,19 @@ void fuzz_case(void)
 {
     struct nerr e;
     nc_log_level(LOG_LEVEL_ERROR); /* each broken rule is a line otherwise */
+    bool replaying = fuzz_one_in(3);
+    if (replaying) fuzz_ram = FUZZ_SEED_RAM;
     rig = fuzz_rig_new();
     fuzz_net_rig = rig;
     loop = event_loop_create(&e);
     struct virtio_net_options o = {.name = "net0", .mac = {2, 0, 0, 0, 0, 1}, .pairs = PAIRS};
     fuzz_check(loop && virtio_net_create(rig->pci, SLOT, &o, loop, &dev, &e) == 0);
     find();
-    fuzz_fill(rig, BUFFERS, 65536);
-    if (!fuzz_one_in(4)) hostile();
+    if (!replaying) fuzz_fill(rig, BUFFERS, 65536);
+    if (replaying)
+        replay();
+    else if (!fuzz_one_in(4))
+        hostile();
     fuzz_net.full = false;
     fuzz_loop_turn(loop);
     fuzz_loop_turn(loop);
