@@ -1,6 +1,6 @@
 /* The AHCI controller, by two drivers: a hostile one, which writes anything anywhere, and an honest one, which cuts its data into odd
  * pieces, lets commands end in any order and some of them fail, and compares every byte with what the disk should hold.
- * Number of cases in make test: 3000. */
+ * Number of cases in make test: 1600. */
 #include <sys/uio.h>
 
 #include "seed.h"

@@ -1,5 +1,5 @@
 /* The e1000, by a hostile driver, which writes anything anywhere, and by an honest one, whose frames must come out as they went in, with
- * every offload. Number of cases in make test: 5000. */
+ * every offload. Number of cases in make test: 3000. */
 #include "net_backend.h"
 #include "seed.h"
 #include "vmm/emulated/e1000.h"

@@ -1,6 +1,6 @@
 /* virtio-net, by a driver whose rings are in order and whose buffers are not: odd headers, chains, commands, sizes, resets at any time; and
  * by an honest one, whose frames must come out as they went in. (Rings that lie are fuzzed with every virtio device.)
- * Number of cases in make test: 5000. */
+ * Number of cases in make test: 3000. */
 #include <linux/virtio_config.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_pci.h>
