@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,9 +23,11 @@
 #define MAX_IOVS 1024 /* the kernel's IOV_MAX */
 #define ZEROES (64u << 10)
 /* A small write into the page cache that took longer than this has met throttling or a slow device: for a while others then go
- * asynchronously, so that a vCPU thread is never held up more than a small part of its time. */
+ * asynchronously, so that a vCPU thread is never held up more than a small part of its time. On a busy host it may also be that another
+ * thread had the CPU meanwhile. So the first slow one only has the following ones watched: those that slept are what is meant. */
 #define INLINE_SLOW_NS 2000000ull
 #define INLINE_PAUSE_NS 500000000ull
+#define INLINE_WATCH_NS 1000000000ull
 
 static const uint8_t zeroes[ZEROES];
 
@@ -471,6 +474,29 @@ int64_t block_step_run(struct block *b, const struct block_step *s)
 
 /* ---- on the caller's thread ---- */
 
+/* How often the calling thread has slept in the kernel. */
+static long thread_sleeps(void)
+{
+    struct rusage u;
+    return getrusage(RUSAGE_THREAD, &u) ? 0 : u.ru_nvcsw;
+}
+
+static bool try_inline_write(struct block *b, const struct block_request *r)
+{
+    uint64_t start = clock_mono_ns();
+    if (start < atomic_load_explicit(&b->file.slow_until, memory_order_relaxed)) return false;
+    bool watched = start < atomic_load_explicit(&b->file.watch_until, memory_order_relaxed);
+    long sleeps = watched ? thread_sleeps() : 0;
+    ssize_t n = pwritev2(b->file.fd, r->iov, (int)r->iovs, (off_t)r->offset, 0);
+    uint64_t now = clock_mono_ns();
+    if (now - start > INLINE_SLOW_NS) {
+        bool slept = watched && thread_sleeps() != sleeps;
+        if (slept) atomic_store(&b->file.slow_until, now + INLINE_PAUSE_NS);
+        atomic_store(&b->file.watch_until, now + INLINE_WATCH_NS);
+    }
+    return n == (ssize_t)r->length;
+}
+
 bool block_file_try_inline(struct block *b, struct block_request *r, int *status)
 {
     if (r->op > BLOCK_WRITE || r->length > BLOCK_INLINE || r->iovs > MAX_IOVS || b->file.direct || b->fault)
@@ -481,11 +507,6 @@ bool block_file_try_inline(struct block *b, struct block_request *r, int *status
         return n == (ssize_t)r->length; /* anything else is asked again, and explained, the long way */
     }
     if (block_stable_when_done(b, r) || needs_bounce(b, r)) return false;
-    uint64_t start = clock_mono_ns();
-    if (start < atomic_load_explicit(&b->file.slow_until, memory_order_relaxed)) return false;
-    ssize_t n = pwritev2(b->file.fd, r->iov, (int)r->iovs, (off_t)r->offset, 0);
-    uint64_t now = clock_mono_ns();
-    if (now - start > INLINE_SLOW_NS) atomic_store(&b->file.slow_until, now + INLINE_PAUSE_NS);
     *status = 0;
-    return n == (ssize_t)r->length;
+    return try_inline_write(b, r);
 }

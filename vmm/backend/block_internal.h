@@ -87,6 +87,7 @@ struct block_file {
     uint32_t mem_align;             /* of buffers, for O_DIRECT */
     _Atomic bool no_punch, no_zero; /* the file system cannot */
     _Atomic uint64_t slow_until;    /* ns: small writes go asynchronously until then, since they blocked */
+    _Atomic uint64_t watch_until;   /* ns: whether they sleep is looked at until then, since one took long */
 };
 
 /* Tests make requests fail: returns 0, or a negative errno as the step's result, or n > 0 to shorten a transfer to n bytes. */

@@ -38,7 +38,8 @@ struct machine_vcpu {
     _Atomic uint32_t signals; /* SIGNAL_* */
     /* Counters of its own thread. */
     uint64_t exits[EXIT_KINDS];
-    uint64_t sleeps, sleep_ns;
+    uint64_t sleeps, polls, sleep_ns;        /* waits that slept; that ended before; their time */
+    uint64_t poll_ns, poll_after;            /* how long to look before sleeping; not before then (clock_mono_ns) */
     uint64_t access[2][BUS_MAX_REGIONS + 1]; /* by space and region; the last is "nobody's" */
     struct vcpu_exit exit;
 };
@@ -67,6 +68,7 @@ struct machine {
     const struct engine_ops *ops;
     bool no_reboot;
     unsigned cpus;
+    bool may_poll; /* there are more host CPUs than vCPUs */
     struct machine_console console;
 
     struct boot_image *image;

@@ -168,6 +168,8 @@ void machine_stats_print(struct machine *m, FILE *out)
     }
     for (unsigned i = 0; i < m->cpus; i++) value[i] = m->vcpu[i]->sleeps;
     row(out, "sleeps", value, m->cpus);
+    for (unsigned i = 0; i < m->cpus; i++) value[i] = m->vcpu[i]->polls;
+    row(out, "waits without sleep", value, m->cpus);
     for (unsigned i = 0; i < m->cpus; i++) value[i] = m->vcpu[i]->sleep_ns / 1000000;
     row(out, "asleep, ms", value, m->cpus);
     print_engine(m, out);
@@ -182,6 +184,7 @@ static cJSON *json_vcpu(const struct machine *m, unsigned i)
     cJSON *o = cJSON_CreateObject(), *x = cJSON_AddObjectToObject(o, "exits");
     for (unsigned k = 0; k < EXIT_KINDS; k++) cJSON_AddNumberToObject(x, exit_name[k], (double)v->exits[k]);
     cJSON_AddNumberToObject(o, "sleeps", (double)v->sleeps);
+    cJSON_AddNumberToObject(o, "polls", (double)v->polls);
     cJSON_AddNumberToObject(o, "sleep_seconds", (double)v->sleep_ns / 1e9);
     cJSON *g = cJSON_AddObjectToObject(o, "engine");
     unsigned n = engine_stats(m, i, s);

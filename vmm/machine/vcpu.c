@@ -20,6 +20,13 @@
  * stack of 8 MiB costs 2 MiB of memory with its first touch. */
 #define STACK_BYTES (1u << 20)
 
+/* A halted vCPU looks for its next interrupt for so long before it sleeps. */
+#define POLL_MIN_NS 10000
+#define POLL_MAX_NS 100000
+#define POLL_LOOKS 8           /* between two looks at the clock */
+#define POLL_GAP_NS 50000      /* a longer time between these: another thread ran here */
+#define POLL_PAUSE_NS 20000000 /* then there is no polling for so long */
+
 /* ---- sleep and wake-up: no lock, no system call unless somebody sleeps ---- */
 
 static void wake(struct machine_vcpu *v)
@@ -28,16 +35,53 @@ static void wake(struct machine_vcpu *v)
         syscall(SYS_futex, &v->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
+/* Looks for a notification for as long as the vCPU's recent waits make one likely. A sleep costs two switches and the wake-up of an idle
+ * host CPU, which can be more than the wait itself: for a guest that waits for a disk or a peer's answer that is most of its time.
+ * False: none came. */
+static bool poll_for_wake(struct machine_vcpu *v, uint64_t now)
+{
+    uint64_t end = now + v->poll_ns;
+    for (uint64_t last = now; now < end; last = now) {
+        for (unsigned i = 0; i < POLL_LOOKS; i++) {
+            if (atomic_load_explicit(&v->wake, memory_order_relaxed) != WAKE_NONE) return true;
+            __builtin_ia32_pause();
+        }
+        now = clock_mono_ns();
+        /* Somebody else had this CPU meanwhile, and needs it more: perhaps the one who is to wake us. */
+        if (now - last > POLL_GAP_NS) {
+            v->poll_after = now + POLL_PAUSE_NS;
+            return false;
+        }
+    }
+    return false;
+}
+
+/* Waits that were short make the next one worth polling; one that was long ends that at once, so that an idle guest costs nothing. */
+static void learn_from_wait(struct machine_vcpu *v, uint64_t ns, uint64_t now)
+{
+    if (!v->machine->may_poll || ns > POLL_MAX_NS || now < v->poll_after)
+        v->poll_ns = 0;
+    else if (ns > v->poll_ns)
+        v->poll_ns = v->poll_ns ? 2 * v->poll_ns : POLL_MIN_NS;
+    if (v->poll_ns > POLL_MAX_NS) v->poll_ns = POLL_MAX_NS;
+}
+
 /* Returns at once when a notification came since the last sleep. It may return early; callers look again. */
 static void sleep_until_woken(struct machine_vcpu *v)
 {
     uint32_t none = WAKE_NONE;
-    if (atomic_compare_exchange_strong(&v->wake, &none, WAKE_SLEEPING)) {
+    if (atomic_load(&v->wake) == WAKE_NONE) {
         uint64_t before = clock_mono_ns();
-        while (atomic_load(&v->wake) == WAKE_SLEEPING)
-            syscall(SYS_futex, &v->wake, FUTEX_WAIT_PRIVATE, WAKE_SLEEPING, NULL, NULL, 0);
-        v->sleeps++;
-        v->sleep_ns += clock_mono_ns() - before;
+        if (v->poll_ns && poll_for_wake(v, before)) {
+            v->polls++;
+        } else if (atomic_compare_exchange_strong(&v->wake, &none, WAKE_SLEEPING)) {
+            while (atomic_load(&v->wake) == WAKE_SLEEPING)
+                syscall(SYS_futex, &v->wake, FUTEX_WAIT_PRIVATE, WAKE_SLEEPING, NULL, NULL, 0);
+            v->sleeps++;
+        }
+        uint64_t now = clock_mono_ns();
+        v->sleep_ns += now - before;
+        learn_from_wait(v, now - before, now);
     }
     atomic_exchange(&v->wake, WAKE_NONE); /* not a plain store: what the waker wrote before must be seen from here on */
 }
@@ -279,6 +323,13 @@ static void vcpu_signal_mask(sigset_t *set)
     for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++) sigdelset(set, own[i]);
 }
 
+/* With a host CPU left over for who wakes them. */
+static bool may_poll(const struct machine *m)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof(set), &set) == 0 && m->cpus < (unsigned)CPU_COUNT(&set);
+}
+
 int machine_vcpus_start(struct machine *m, struct nerr *e)
 {
     sigset_t block, before;
@@ -286,6 +337,7 @@ int machine_vcpus_start(struct machine *m, struct nerr *e)
     int r = pthread_attr_init(&attributes);
     if (r) return nerr_set(e, -r, "cannot start a vCPU thread: %s; use fewer --cpus", strerror(r));
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    m->may_poll = may_poll(m);
     vcpu_signal_mask(&block);
     pthread_sigmask(SIG_SETMASK, &block, &before); /* inherited by the threads */
     for (unsigned i = 0; i < m->cpus && !r; i++) {
