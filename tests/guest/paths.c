@@ -68,8 +68,7 @@ int main(int argc, char **argv)
 {
     if (argc == 5 && strcmp(argv[1], "disk") == 0)
         return disk(argv[2], (unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
-    if (argc == 5 && strcmp(argv[1], "net") == 0)
-        return net(argv[2], (unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
+    if (argc == 5 && strcmp(argv[1], "net") == 0) return net(argv[2], (unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
     fprintf(stderr, "usage: paths disk DEVICE COUNT DEPTH | paths net HOST PORT COUNT\n");
     return 2;
 }

@@ -380,6 +380,7 @@ void block_drain(struct block *b)
 static int create(struct block *b, const struct block_config *cfg, struct event_loop *loop, struct nerr *e)
 {
     b->loop = loop;
+    b->device = &b->own_device;
     b->cache = cfg->cache;
     b->discard = cfg->discard;
     b->file.fd = b->wake_fd = -1;
@@ -446,6 +447,11 @@ void block_get_stats(const struct block *b, struct block_stats *s)
     *s = b->stats;
     s->bounced_bytes = atomic_load(&b->bounced);
     pthread_mutex_unlock(lock);
+}
+
+void block_count_into(struct block *b, struct device_stats *s)
+{
+    b->device = s;
 }
 
 void block_set_fault(struct block *b, block_fault_fn *fn, void *ctx)

@@ -13,6 +13,7 @@
 
 #include "common/error.h"
 
+struct device_stats;
 struct event_loop;
 struct block;
 
@@ -101,5 +102,7 @@ int block_resize(struct block *b, uint64_t size, struct nerr *e);
 int block_set_limits(struct block *b, const struct block_limits *l, struct nerr *e);
 void block_get_limits(const struct block *b, struct block_limits *l);
 void block_get_stats(const struct block *b, struct block_stats *s);
+/* Counts copies of data there. Before the first request; `s` outlives the requests. */
+void block_count_into(struct block *b, struct device_stats *s);
 
 #endif

@@ -95,10 +95,12 @@ static uint32_t fill_slot(struct block *b, unsigned i, struct block_request *r, 
     } else if (r->op == BLOCK_WRITE || p->stage == STAGE_ZERO_FILL) {
         type = VIRTIO_BLK_T_OUT;
         data = n;
-        if (r->op == BLOCK_WRITE)
+        if (r->op == BLOCK_WRITE) {
             block_copy_iov(r, p->pos, d->area->data[i], n, true);
-        else
+            block_count_copy(b, n);
+        } else {
             memset(d->area->data[i], 0, n);
+        }
     } else {
         bool discard = r->op == BLOCK_DISCARD;
         n = chunk(left, (uint64_t)(discard ? d->max_discard : d->max_zeroes) * BLOCK_SECTOR);
@@ -193,7 +195,10 @@ static void slot_done(struct block *b, unsigned i)
     } else if (p->stage == STAGE_FLUSH || r->op == BLOCK_FLUSH) {
         block_finished(b, r, 0);
     } else {
-        if (r->op == BLOCK_READ) block_copy_iov(r, p->pos, d->area->data[i], p->bounce_len, false);
+        if (r->op == BLOCK_READ) {
+            block_copy_iov(r, p->pos, d->area->data[i], p->bounce_len, false);
+            block_count_copy(b, p->bounce_len);
+        }
         p->pos += p->bounce_len;
         if (p->pos < r->length)
             again(b, r, p->stage);

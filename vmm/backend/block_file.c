@@ -282,14 +282,17 @@ static bool needs_bounce(const struct block *b, const struct block_request *r)
     return b->file.guessed && r->op == BLOCK_WRITE && r->offset == 0;
 }
 
-static bool bounce(struct block_request *r, struct block_step *s)
+static bool bounce(struct block *b, struct block_request *r, struct block_step *s)
 {
     struct block_private *p = block_private(r);
     uint64_t left = r->length - p->pos;
     uint32_t len = left < BLOCK_BOUNCE ? (uint32_t)left : BLOCK_BOUNCE;
     if (!p->bounce && posix_memalign(&p->bounce, PAGE_SIZE, len)) return false;
     p->bounce_len = len;
-    if (r->op == BLOCK_WRITE) block_copy_iov(r, p->pos, p->bounce, len, true);
+    if (r->op == BLOCK_WRITE) {
+        block_copy_iov(r, p->pos, p->bounce, len, true);
+        block_count_copy(b, len);
+    }
     p->one = (struct iovec){.iov_base = p->bounce, .iov_len = len};
     s->iov = &p->one;
     s->iovs = 1;
@@ -318,7 +321,7 @@ static void prepare_transfer(struct block *b, struct block_request *r, struct bl
     s->offset = r->offset + p->pos;
     s->length = r->length - p->pos;
     if (p->bounce || needs_bounce(b, r)) {
-        if (!bounce(r, s))
+        if (!bounce(b, r, s))
             fail(s, -ENOMEM);
         else if (forbidden_head(b, r))
             fail(s, -EPERM);
@@ -438,7 +441,10 @@ static bool advance_transfer(struct block *b, struct block_request *r, int64_t r
     if (result < 0) return end(r, (int)result, status);
     if (result == 0) return end(r, -EIO, status); /* the file was cut off behind our back */
     if (p->bounce) {
-        if (r->op == BLOCK_READ) block_copy_iov(r, p->pos, p->bounce, (uint64_t)result, false);
+        if (r->op == BLOCK_READ) {
+            block_copy_iov(r, p->pos, p->bounce, (uint64_t)result, false);
+            block_count_copy(b, (uint64_t)result);
+        }
         atomic_fetch_add_explicit(&b->bounced, (uint64_t)result, memory_order_relaxed);
     }
     p->pos += (uint64_t)result;

@@ -16,6 +16,7 @@
 
 #include "common/event.h"
 #include "vmm/backend/block.h"
+#include "vmm/bus/device_stats.h"
 #include "vmm/backend/limiter.h"
 
 #define BLOCK_BOUNCE (256u << 10)  /* bytes of a request that are copied at a time */
@@ -110,7 +111,8 @@ struct block {
     unsigned pending; /* accepted, done() has not returned */
     struct block_queue finished;
     struct block_stats stats;
-    _Atomic uint64_t bounced; /* bytes; without the lock */
+    _Atomic uint64_t bounced;                /* bytes; without the lock */
+    struct device_stats *device, own_device; /* the controller's counters; own_device until block_count_into() */
 
     _Atomic bool limited;
     bool draining;
@@ -156,6 +158,12 @@ int64_t block_step_run(struct block *b, const struct block_step *s);
 bool block_file_try_inline(struct block *b, struct block_request *r, int *status);
 /* Copies between the request's memory from `pos` on and a flat buffer. */
 void block_copy_iov(const struct block_request *r, uint64_t pos, uint8_t *flat, uint64_t len, bool to_flat);
+/* It did so for the guest. */
+static inline void block_count_copy(struct block *b, uint64_t bytes)
+{
+    device_count(&b->device->copies, 1);
+    device_count(&b->device->copied, bytes);
+}
 /* Writethrough, or FUA. */
 bool block_stable_when_done(const struct block *b, const struct block_request *r);
 /* Compares the head of an image with magic numbers: "raw", "qcow2", or the name of something that we do not take. */

@@ -198,6 +198,7 @@ int ahci_create(struct pci_bus *b, int slot, const char *name, const struct ahci
         ahci_destroy(a);
         return r;
     }
+    for (unsigned i = 0; i < n; i++) block_count_into(a->port[i].block, pci_stats(a->pci));
     hba_reset(a);
     *out = a;
     return 0;

@@ -386,11 +386,13 @@ int virtio_blk_create(struct pci_bus *b, int slot, const struct virtio_blk_confi
                                .config_writable = writable,
                                .config_size = sizeof(space)};
     int r = virtio_pci_create(b, slot, &desc, &d->virtio, e);
-    if (r)
+    if (r) {
         free(d);
-    else
-        *out = d;
-    return r;
+        return r;
+    }
+    block_count_into(d->block, virtio_stats(d->virtio));
+    *out = d;
+    return 0;
 }
 
 void virtio_blk_destroy(struct virtio_blk *d)
