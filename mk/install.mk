@@ -23,6 +23,7 @@ help:
 	@echo 'make test-long    all of them'
 	@echo 'make test-unit    only the unit tests'
 	@echo 'make bench        speed against QEMU and native, in one table'
+	@echo 'make bench-limits limits of disks and network cards, what is set and what a guest gets'
 	@echo 'make bench-io     disk and network speed of a full Debian against QEMU'
 	@echo 'make bench-kvm    the KVM engine against QEMU with KVM, in the lab'
 	@echo 'make fuzz         instructions against the host CPU, devices against hostile drivers, without end'

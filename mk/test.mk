@@ -9,7 +9,7 @@ RUN_TESTS = BUILD=$(BUILD) NACELLE_BUILD=$(BUILD) tests/run.sh
 -include $(wildcard tests/*/*.mk)
 
 
-.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-fuzz test-lab bench bench-kvm bench-io fuzz
+.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-fuzz test-lab bench bench-kvm bench-io bench-limits fuzz
 programs: kernels
 
 setup:
@@ -59,6 +59,12 @@ bench-io:
 	$(Q)$(SETUP) build fetch image peer test
 	$(Q)$(MAKE) -s $(JOBS) nacelle $(BUILD)/micro/block
 	$(Q)NACELLE=$(BUILD)/nacelle BLOCK_BENCH=$(BUILD)/micro/block bench/io.sh
+
+# Limits of disks and network cards against what fio and iperf3 get in a guest.
+bench-limits:
+	$(Q)$(SETUP) build fetch image test
+	$(Q)$(MAKE) -s $(JOBS) nacelle
+	$(Q)NACELLE=$(BUILD)/nacelle NACELLE_BUILD=$(BUILD) bench/io_limits.sh
 
 $(BUILD)/micro/%: $(BUILD)/obj/bench/micro/%.o $(LIB)
 	$(Q)mkdir -p $(@D)

@@ -23,3 +23,4 @@ count=$(value count) depth=$(value depth)
 for disk in vda vdb vdc sda; do paths disk /dev/$disk "$count" "$depth" || exit 1; done
 [ "$depth" = 1 ] || exit 0
 for n in 2 3; do paths net 10.0.$n.2 "$(value port)" "$count" || exit 1; done
+grep -E 'virtio|eth|ahci' /proc/interrupts
