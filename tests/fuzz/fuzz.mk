@@ -5,7 +5,7 @@ FUZZ_DIR := $(BUILD)/fuzz
 FUZZ_SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 FUZZ_CFLAGS := -std=gnu17 -O1 -g -Wall -Wextra -I. -Itests/fuzz $(FUZZ_SAN)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_LIB_SRC := $(sort $(wildcard common/*.c vmm/bus/*.c vmm/memory/*.c vmm/emulated/*.c vmm/virtio/*.c vmm/backend/limiter.c vmm/backend/offload.c))
+FUZZ_LIB_SRC := $(sort $(wildcard common/*.c vmm/bus/*.c vmm/memory/*.c vmm/platform/slots.c vmm/emulated/*.c vmm/virtio/*.c vmm/backend/limiter.c vmm/backend/offload.c))
 FUZZ_OBJ := $(addprefix $(FUZZ_DIR)/obj/,$(addsuffix .o,$(basename $(FUZZ_LIB_SRC) $(FUZZ_SRC))))
 FUZZ_BIN := $(addprefix $(FUZZ_DIR)/,$(notdir $(basename $(FUZZ_SRC))))
 

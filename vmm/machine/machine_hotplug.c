@@ -19,7 +19,6 @@ static void end(void *ctx)
     char id[sizeof(d->id)];
     memcpy(id, d->id, sizeof(id));
     machine_device_destroy(d);
-    nc_info("disk %s: removed, its image is closed", id);
     if (m->disk_observer.gone) m->disk_observer.gone(m->disk_observer.ctx, id);
 }
 
@@ -36,6 +35,7 @@ static unsigned leave_bus(struct machine *m, struct machine_device *gone[MACHINE
         if (!has_left(d)) continue;
         platform_slot_empty(m->platform, pci_slot(d->function));
         pci_remove(d->function);
+        if (d->life == MACHINE_DISK_HERE) nc_info("disk %s: the guest ejected it", d->id); /* nobody had asked */
         d->life = MACHINE_DISK_CLOSING;
         gone[n++] = d;
     }

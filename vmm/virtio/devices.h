@@ -1,5 +1,5 @@
 /* The virtio devices there are. Each is created on a bus before vCPUs run, and destroyed by its owner when they don't any more (NULL is
- * fine), before the bus and before what it was given. */
+ * fine), before the bus and before what it was given. Disks may come and go while they run: pci.h, hot plug, says how. */
 #ifndef NACELLE_VMM_VIRTIO_DEVICES_H
 #define NACELLE_VMM_VIRTIO_DEVICES_H
 

@@ -486,7 +486,7 @@ int virtio_pci_create(struct pci_bus *b, int slot, const struct virtio_desc *d, 
         destroy(p);
         return r;
     }
-    /* From here on the bus may call us, but vCPUs don't run yet. */
+    /* From here on the bus may call us, but no vCPU runs. */
     r = add_function(p, b, slot, d, e);
     if (!r && !add_capabilities(p)) r = nerr_set(e, -ENOSPC, "%s: no room for PCI capabilities", d->name);
     if (r) {

@@ -104,7 +104,7 @@ struct virtio_desc {
 /* Puts a virtio PCI function on the bus. slot -1: the next free one. */
 int virtio_pci_create(struct pci_bus *b, int slot, const struct virtio_desc *d, struct virtio_device **out,
                       struct nerr *e);
-/* The back end must hold no chains any more, and vCPUs must not run. NULL is fine. */
+/* The back end must hold no chains any more, and vCPUs must not run (or the function has left the bus). NULL is fine. */
 void virtio_destroy(struct virtio_device *v);
 
 /* The features that the driver accepted; 0 before it said FEATURES_OK. */

@@ -1,0 +1,485 @@
+/* Disks that come and go in a machine whose vCPU does what the test says: the scripted engine carries out one access after the other, while the machine
+ * runs on a thread of its own. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/clock.h"
+#include "common/event.h"
+#include "vmm/bus/pci.h"
+#include "vmm/engine/fake/fake.h"
+#include "vmm/machine/machine.h"
+#include "vmm/platform/platform.h"
+
+#define KERNEL_AT 0x200000u
+#define SLOTS PLATFORM_SLOTS_BASE
+#define PATIENCE_NS (60ull * 1000000000)
+
+static char dir[64], kernel[96], image[3][96];
+static struct nerr err;
+
+/* ---- a vCPU that takes orders ---- */
+
+enum { IDLE, ORDERED, DONE };
+static struct {
+    atomic_int state;
+    struct vcpu_exit exit;
+    struct fake_step step[3];
+} cpu;
+
+static void nap(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+}
+
+static void wait_for(atomic_int *what, int value)
+{
+    uint64_t until = clock_mono_ns() + PATIENCE_NS;
+    while (atomic_load(what) != value) {
+        if (clock_mono_ns() > until) fail_msg("nothing happens any more");
+        nap();
+    }
+}
+
+/* Step 0: looks for an order. It returns often, so that the machine can park this vCPU. */
+static void look(void *ctx, unsigned vcpu)
+{
+    (void)ctx;
+    if (atomic_load(&cpu.state) != ORDERED) {
+        nap();
+        fake_jump(vcpu, 0);
+        return;
+    }
+    cpu.step[1].exit = cpu.exit;
+}
+
+static void carried_out(void *ctx, unsigned vcpu, const struct vcpu_exit *x)
+{
+    (void)ctx;
+    (void)vcpu;
+    cpu.exit = *x;
+    atomic_store(&cpu.state, DONE);
+}
+
+static void again(void *ctx, unsigned vcpu)
+{
+    (void)ctx;
+    fake_jump(vcpu, 0);
+}
+
+static void order(struct fake_step s)
+{
+    cpu.exit = s.exit;
+    atomic_store(&cpu.state, ORDERED);
+    wait_for(&cpu.state, DONE);
+    atomic_store(&cpu.state, IDLE);
+}
+
+static uint32_t in32(uint16_t port)
+{
+    uint32_t v;
+    order(fake_in(port, 4, NULL, NULL));
+    memcpy(&v, cpu.exit.io.data, 4);
+    return v;
+}
+
+static void out32(uint16_t port, uint32_t v)
+{
+    order(fake_out(port, 4, v));
+}
+
+static uint32_t load32(uint64_t gpa)
+{
+    uint32_t v;
+    order(fake_load(gpa, 4, NULL, NULL));
+    memcpy(&v, cpu.exit.mmio.data, 4);
+    return v;
+}
+
+static uint32_t config(unsigned slot, unsigned reg)
+{
+    struct pci_layout l;
+    pci_layout_init(&l, 16 << 20, 0);
+    return load32(l.ecam_base + ((uint64_t)slot << 15) + reg);
+}
+
+/* ---- the machine ---- */
+
+static struct {
+    struct machine *m;
+    pthread_t thread;
+    int status;
+    atomic_int gone; /* disks that the observer heard of */
+    char last[32];
+} run;
+
+static void gone(void *ctx, const char *id)
+{
+    (void)ctx;
+    snprintf(run.last, sizeof(run.last), "%s", id);
+    run.gone++;
+}
+
+static struct machine_disk disk(const char *id, unsigned n)
+{
+    struct machine_disk d = {.block = {.path = image[n], .format = "raw"}};
+    snprintf(d.id, sizeof(d.id), "%s", id);
+    return d;
+}
+
+static void create(const struct machine_disk *disks, unsigned n)
+{
+    struct machine_config c = {.name = "test",
+                               .kernel = kernel,
+                               .memory = 16 << 20,
+                               .cpus = 2,
+                               .engine = &engine_fake,
+                               .debug_exit_port = MACHINE_NO_DEBUG_EXIT,
+                               .disks = disks,
+                               .ndisks = n};
+    fake_script_clear();
+    memset(&cpu, 0, sizeof(cpu));
+    memset(&run, 0, sizeof(run));
+    cpu.step[0] = fake_do(look, NULL);
+    cpu.step[1] = fake_in(0x80, 1, carried_out, NULL);
+    cpu.step[2] = fake_do(again, NULL);
+    fake_script(0, cpu.step, 3);
+    if (machine_create(&c, &run.m, &err)) fail_msg("%s", err.text);
+    machine_disk_observe(run.m, gone, NULL);
+}
+
+static void *run_machine(void *arg)
+{
+    run.status = machine_run(run.m);
+    return arg;
+}
+
+static void start(void)
+{
+    assert_int_equal(pthread_create(&run.thread, NULL, run_machine, NULL), 0);
+}
+
+static void end(void)
+{
+    machine_stop(run.m, 0);
+    pthread_join(run.thread, NULL);
+    machine_destroy(run.m);
+}
+
+/* ---- calls on the loop's thread ---- */
+
+struct call {
+    const struct machine_disk *add;
+    const char *id; /* to remove, or to ask for; all NULL: only to be there */
+    bool state;
+    int result;
+    struct nerr e;
+    atomic_int done;
+};
+
+static void on_loop(void *ctx)
+{
+    struct call *c = ctx;
+    if (c->add)
+        c->result = machine_disk_add(run.m, c->add, &c->e);
+    else if (c->state)
+        c->result = (int)machine_disk_state(run.m, c->id);
+    else if (c->id)
+        c->result = machine_disk_remove(run.m, c->id, &c->e);
+    atomic_store(&c->done, 1);
+}
+
+static int do_call(struct call *c)
+{
+    assert_int_equal(event_loop_post(machine_loop(run.m), on_loop, c), 0);
+    wait_for(&c->done, 1);
+    err = c->e;
+    return c->result;
+}
+
+static int add(const char *id, unsigned n)
+{
+    struct machine_disk d = disk(id, n);
+    return do_call(&(struct call){.add = &d});
+}
+
+static int ask(const char *id)
+{
+    return do_call(&(struct call){.id = id});
+}
+
+static enum machine_disk_state state_of(const char *id)
+{
+    return (enum machine_disk_state)do_call(&(struct call){.id = id, .state = true});
+}
+
+static bool locked(unsigned n)
+{
+    struct block_config c = {.path = image[n], .format = "raw"};
+    struct event_loop *l = event_loop_create(&err);
+    struct block *b;
+    assert_non_null(l);
+    bool r = block_open(&c, l, &b, &err);
+    if (!r) block_close(b);
+    event_loop_destroy(l);
+    return r;
+}
+
+/* ---- tests ---- */
+
+#define VIRTIO_BLK 0x10421af4u
+#define NOBODY 0xffffffffu
+
+static void test_come_and_go(void **state)
+{
+    (void)state;
+    struct machine_disk base = disk("base", 0);
+    create(&base, 1);
+    start();
+    /* Slot 1 has the disk from the start, 2 the entropy device. */
+    assert_int_equal(config(1, 0), VIRTIO_BLK);
+    for (int round = 1; round <= 5; round++) {
+        if (add("hot", 1)) fail_msg("%s", err.text);
+        assert_int_equal(state_of("hot"), MACHINE_DISK_HERE);
+        assert_int_equal(config(3, 0), VIRTIO_BLK);
+        assert_int_equal(config(3, 0x10), 0); /* BARs are the system's to place */
+        assert_true(locked(1));
+        assert_int_equal(in32(SLOTS), 1u << 3);
+        assert_int_equal(in32(PLATFORM_GPE_BASE) & 0xffff, 1u << PLATFORM_GPE_SLOTS);
+        out32(SLOTS, 1u << 3);
+        assert_int_equal(in32(SLOTS), 0);
+        assert_int_equal(ask("hot"), 0);
+        assert_int_equal(ask("hot"), 0); /* once more is fine */
+        assert_int_equal(state_of("hot"), MACHINE_DISK_ASKED);
+        assert_int_equal(in32(SLOTS + 4), 1u << 3);
+        assert_int_equal(config(3, 0), VIRTIO_BLK); /* until the guest lets go */
+        assert_int_equal(run.gone, round - 1);
+        out32(SLOTS + 8, 1u << 3);
+        assert_int_equal(config(3, 0), NOBODY);
+        wait_for(&run.gone, round);
+        assert_string_equal(run.last, "hot");
+        assert_int_equal(state_of("hot"), MACHINE_DISK_NONE);
+        assert_int_equal(in32(SLOTS + 4), 0);
+        assert_false(locked(1));
+    }
+    /* One from the start goes as well, without having been asked for. */
+    out32(SLOTS + 8, 1u << 1);
+    wait_for(&run.gone, 6);
+    assert_string_equal(run.last, "base");
+    assert_false(locked(0));
+    assert_int_equal(add("base", 1), 0);
+    assert_int_equal(config(1, 0), VIRTIO_BLK);
+    end();
+    assert_false(locked(1));
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    struct machine_disk d[2] = {disk("base", 0), disk("slow", 1)};
+    d[1].model = MACHINE_DISK_AHCI;
+    create(d, 2);
+    start();
+    assert_int_equal(add("base", 2), -EEXIST);
+    assert_non_null(strstr(err.text, "base"));
+    assert_int_equal(add("slow", 2), -EEXIST);
+    assert_int_equal(add("rng0", 2), -EEXIST);
+    assert_true(add("other", 0) < 0); /* locked by this very machine */
+    assert_non_null(strstr(err.text, image[0]));
+    struct machine_disk none = disk("none", 0), ahci = disk("ahci", 2);
+    none.block.path = "/nonexistent/file";
+    ahci.model = MACHINE_DISK_AHCI;
+    assert_int_equal(do_call(&(struct call){.add = &none}), -ENOENT);
+    assert_int_equal(do_call(&(struct call){.add = &ahci}), -ENOTSUP);
+    assert_false(locked(2));
+    assert_int_equal(ask("nobody"), -ENOENT);
+    assert_int_equal(ask(""), -ENOENT);
+    assert_int_equal(ask("rng0"), -ENOENT);
+    assert_int_equal(ask("slow"), -ENOTSUP);
+    assert_int_equal(state_of("rng0"), MACHINE_DISK_NONE);
+    assert_int_equal(in32(SLOTS) | in32(SLOTS + 4), 0);
+    /* The guest ejects all there is: what must stay stays (bridge, controller, entropy). */
+    out32(SLOTS + 8, ~(1u << 1));
+    out32(SLOTS + 8, ~(1u << 1));
+    assert_int_not_equal(config(0, 0), NOBODY);
+    assert_int_equal(config(1, 0), VIRTIO_BLK);
+    assert_int_not_equal(config(2, 0), NOBODY);
+    assert_int_not_equal(config(3, 0), NOBODY);
+    assert_int_equal(config(4, 0), NOBODY);
+    /* An id of ours for a disk without one. */
+    assert_int_equal(add("", 2), 0);
+    assert_int_equal(state_of("disk0"), MACHINE_DISK_HERE);
+    end();
+}
+
+static void test_full(void **state)
+{
+    (void)state;
+    create(NULL, 0);
+    start();
+    /* 30 slots beside the bridge and the entropy device; read-only, so that they share their image. */
+    for (unsigned i = 0; i < 31; i++) {
+        struct machine_disk d = disk("", 0);
+        d.block.readonly = true;
+        int r = do_call(&(struct call){.add = &d});
+        assert_int_equal(r, i < 30 ? 0 : -ENOSPC);
+    }
+    assert_int_equal(config(31, 0), VIRTIO_BLK);
+    out32(SLOTS + 8, NOBODY);
+    wait_for(&run.gone, 30);
+    for (unsigned i = 2; i < 32; i++) assert_int_equal(config(i, 0), NOBODY);
+    assert_int_not_equal(config(1, 0), NOBODY);
+    end();
+}
+
+static void wait_reset(void)
+{
+    uint64_t until = clock_mono_ns() + PATIENCE_NS;
+    struct fake_record r;
+    do {
+        nap();
+        fake_record(0, &r);
+        assert_true(clock_mono_ns() < until);
+    } while (r.states_set < 2 || machine_state(run.m) != MACHINE_RUNNING);
+}
+
+static void test_reset(void **state)
+{
+    (void)state;
+    create(NULL, 0);
+    start();
+    assert_int_equal(add("stays", 0), 0);
+    assert_int_equal(add("goes", 1), 0);
+    assert_int_equal(ask("goes"), 0);
+    assert_int_equal(config(3, 0), VIRTIO_BLK);
+    machine_reset(run.m);
+    wait_reset();
+    wait_for(&run.gone, 1);
+    assert_string_equal(run.last, "goes");
+    assert_false(locked(1));
+    assert_int_equal(config(2, 0), VIRTIO_BLK);
+    assert_int_not_equal(config(2, 0x20) & ~0xfu, 0); /* placed, as by firmware */
+    assert_int_equal(config(3, 0), NOBODY);
+    assert_int_equal(in32(SLOTS) | in32(SLOTS + 4), 0); /* the next system looks by itself */
+    assert_int_equal(in32(PLATFORM_GPE_BASE), 0);
+    end();
+}
+
+/* Before the vCPUs run there is nobody to ask. */
+static void test_before_the_run(void **state)
+{
+    (void)state;
+    struct machine_disk base = disk("base", 0), hot = disk("hot", 1);
+    create(&base, 1);
+    assert_int_equal(machine_disk_add(run.m, &hot, &err), 0);
+    assert_int_equal(machine_disk_remove(run.m, "base", &err), 0);
+    start();
+    wait_for(&run.gone, 1);
+    assert_string_equal(run.last, "base");
+    assert_int_equal(config(1, 0), NOBODY);
+    assert_int_equal(config(3, 0), VIRTIO_BLK);
+    end();
+    create(&base, 1);
+    assert_int_equal(machine_disk_add(run.m, &hot, &err), 0);
+    assert_int_equal(machine_disk_remove(run.m, "base", &err), 0);
+    machine_destroy(run.m); /* never ran */
+    assert_false(locked(0) || locked(1));
+}
+
+/* A guest that ejects all the time while the user adds, asks and resets; at the end some are on their way out. */
+static void *hostile(void *arg)
+{
+    atomic_bool *stop = arg;
+    for (unsigned i = 0; !*stop; i++) {
+        out32(SLOTS + 8, i % 7 ? 1u << i % 32 : NOBODY);
+        out32(SLOTS + i % 12 - i % 4, i * 0x10101);
+        (void)config(i % 32, 0);
+    }
+    return NULL;
+}
+
+static void test_storm(void **state)
+{
+    (void)state;
+    atomic_bool stop = false;
+    pthread_t guest;
+    create(NULL, 0);
+    start();
+    assert_int_equal(pthread_create(&guest, NULL, hostile, &stop), 0);
+    unsigned added = 0;
+    for (unsigned i = 0; i < 300; i++) {
+        char id[16];
+        snprintf(id, sizeof(id), "d%u", i % 3);
+        if (i % 4 == 3)
+            ask(id);
+        else
+            added += add(id, i % 3) == 0;
+        /* Between two calls of the loop's, as a user's would be; the guest's orders wait meanwhile. */
+        if (i % 50 == 49) machine_reset(run.m);
+    }
+    assert_true(added > 3);
+    stop = true;
+    pthread_join(guest, NULL);
+    end();
+    for (unsigned n = 0; n < 3; n++) assert_false(locked(n));
+}
+
+/* ---- set-up ---- */
+
+static int put(const char *path, const void *data, size_t len, off_t size)
+{
+    int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+    bool good = fd >= 0 && write(fd, data, len) == (ssize_t)len && ftruncate(fd, size) == 0;
+    if (fd >= 0) close(fd);
+    return good ? 0 : -1;
+}
+
+/* A multiboot image that names its own addresses is the smallest kernel there is. */
+static int setup(void **state)
+{
+    (void)state;
+    static uint32_t img[0x400];
+    const uint32_t h[8] = {0x1badb002, 0x10000, 0u - 0x1badb002u - 0x10000u, KERNEL_AT,
+                           KERNEL_AT,  0,       KERNEL_AT + 0x3000,          KERNEL_AT + 32};
+    memset(img, 0x90, sizeof(img));
+    memcpy(img, h, sizeof(h));
+    snprintf(dir, sizeof(dir), "/tmp/nacelle-test-hotplug-XXXXXX");
+    if (!mkdtemp(dir)) return -1;
+    snprintf(kernel, sizeof(kernel), "%s/kernel", dir);
+    int r = put(kernel, img, sizeof(img), sizeof(img));
+    for (unsigned i = 0; i < 3 && !r; i++) {
+        snprintf(image[i], sizeof(image[i]), "%s/disk%u", dir, i);
+        r = put(image[i], "", 0, 1 << 20);
+    }
+    return r;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    unlink(kernel);
+    for (unsigned i = 0; i < 3; i++) unlink(image[i]);
+    rmdir(dir);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_come_and_go), cmocka_unit_test(test_refusals),       cmocka_unit_test(test_full),
+        cmocka_unit_test(test_reset),       cmocka_unit_test(test_before_the_run), cmocka_unit_test(test_storm),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
