@@ -20,8 +20,8 @@ until_() { # SECONDS CONDITION...
 }
 here() { [ -n "$(disk "$1")" ]; }
 away() { ! here "$1"; }
-add() { echo "@@AFTER $1" >/dev/console; echo "@@ADD $1 $dir/$2 $3" >/dev/console; until_ 60 here "$3"; }
-remove() { echo "@@REMOVE $1" >/dev/console; until_ 60 away "$2"; }
+add() { echo "@@AFTER $1" >/dev/console; echo "@@ADD $1 $dir/$2 $3" >/dev/console; until_ 120 here "$3"; }
+remove() { echo "@@REMOVE $1" >/dev/console; until_ 120 away "$2"; }
 
 if here again; then # the second boot: what was added stays
     d=$(disk again)
@@ -47,7 +47,7 @@ while [ $n -lt "$rounds" ]; do
     add hot disk$((n % 2)).img SN-$n || exit 1
     d=$(disk SN-$n)
     [ -b /dev/$d ] || until_ 10 test -b /dev/$d || exit 1
-    [ "$(cat /sys/block/$d/size)" = $((65536 + n % 2 * 2048)) ] || echo "FAILED: round $n: size $(cat /sys/block/$d/size)"
+    [ "$(cat /sys/block/$d/size)" = $((40960 + n % 2 * 2048)) ] || echo "FAILED: round $n: size $(cat /sys/block/$d/size)"
     [ "$(dd if=/dev/$d bs=1M count=4 2>/dev/null | md5sum | cut -c1-32)" = "$(sed -n "s/.*plug.sum$((n % 2))=\([0-9a-f]*\).*/\1/p" /proc/cmdline)" ] ||
         echo "FAILED: round $n: contents"
     # Written, flushed, read back past the cache.
@@ -57,7 +57,7 @@ while [ $n -lt "$rounds" ]; do
     work $d
     case $((n % 4)) in
     3) echo 0 >/sys/bus/pci/slots/$(basename $(readlink -f /sys/block/$d/device/..) | sed 's/0000:00:\(..\).0/\1/' | { read -r s; echo $((0x$s)); })/power
-        until_ 60 away SN-$n || exit 1 ;; # by the guest's own wish
+        until_ 120 away SN-$n || exit 1 ;; # by the guest's own wish
     *) remove hot SN-$n || exit 1 ;;
     esac
     wait
