@@ -1,14 +1,14 @@
 #!/bin/bash
-# Debian's cloud kernel has disks plugged in and out while it uses them: tests/guest/scripts/plug.sh is the guest's end. Usage: plug.sh [ENGINE]
+# Debian's cloud kernel has disks plugged in and out while it uses them: tests/guest/scripts/plug.sh is the guest's end.
 cd "$(dirname "$0")/../.." || exit 1
 . tests/guest/lib.sh
-engine=${1:-soft}
+engine=${NACELLE_ENGINE:-soft}
 plug=${NACELLE_BUILD:-build}/tests/guest/plug
 kernel=$(tools/kernel.sh cloud) || exit 1
-# In the lab there is no network to make the initramfs, /tmp cannot be written, and the emulated CPU has faults (tests/lab/kvm.sh).
-more=() place=/tmp
+# In the lab there is no network to make the initramfs.
+place=/tmp
 if [ -n "${NACELLE_LAB:-}" ]; then
-    guest_initrd=build/guest/test-plug.cpio more=(noxsave mitigations=off tsc=reliable) place=/run
+    guest_initrd=build/guest/test-plug.cpio place=/run
 else
     guest_image plug || exit 1
 fi
@@ -23,7 +23,7 @@ plugged() {
     local cpus=$1 rounds=$2 name=guest/plug-$engine-$1cpu log=$work/log out=$work/out started=$SECONDS i n problem=
     for i in 0 1 base; do cp "$work/$i.plain" "$work/disk$i.img"; done
     timeout -k 5 $((240 + rounds * 20)) "$plug" -e "$engine" -c "$cpus" -i "$guest_initrd" -d "$work/diskbase.img" -r \
-        -a "console=ttyS0 loglevel=1 panic=-1 plug.rounds=$rounds plug.dir=$work plug.sum0=$(sum 0) plug.sum1=$(sum 1) ${more[*]}" \
+        -a "console=ttyS0 loglevel=1 panic=-1 plug.rounds=$rounds plug.dir=$work plug.sum0=$(sum 0) plug.sum1=$(sum 1) ${NACELLE_APPEND:-}" \
         "$kernel" >"$out" 2>"$log" </dev/null
     local status=$?
     for i in 0 1; do
