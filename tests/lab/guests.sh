@@ -3,7 +3,7 @@
 cd "$(dirname "$0")/../.." || exit 1
 # shellcheck disable=SC1091
 . tests/guest/lib.sh
-names=(busybox program32 farreturn sqlite)
+names=(busybox program32 sqlite)
 [ -z "${NACELLE_LONG:-}" ] || names+=(perl luajit python openssl xz git gcc node stress)
 failed=0
 case $1 in
