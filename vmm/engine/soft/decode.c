@@ -157,10 +157,11 @@ static void account_register(struct xinsn *x, ZydisRegister r, ZydisOperandActio
     }
 }
 
-/* Fills the register masks and the memory operand; false when it has memory operands that are not the one ModRM operand. */
+/* Fills the register masks and the memory operand; false when it has memory operands that are not the one ModRM operand. What CALL and PUSH
+ * read at their operand is not what they write to the stack. */
 static bool account_operands(struct xinsn *x, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops)
 {
-    bool plain = true;
+    bool plain = true, have_modrm = false;
     for (unsigned i = 0; i < z->operand_count; i++) {
         const ZydisDecodedOperand *o = &ops[i];
         if (o->type == ZYDIS_OPERAND_TYPE_REGISTER) account_register(x, o->reg.value, o->actions);
@@ -169,7 +170,10 @@ static bool account_operands(struct xinsn *x, const ZydisDecodedInstruction *z, 
         if (gpr_number[o->mem.index] != 0xff) x->reg_read |= (uint16_t)(1u << gpr_number[o->mem.index]);
         if (o->mem.type == ZYDIS_MEMOP_TYPE_AGEN) continue;
         if (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB) x->uses_vsib = true;
-        if (o->mem.type != ZYDIS_MEMOP_TYPE_MEM || o->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM) plain = false;
+        bool modrm = o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM;
+        if (o->mem.type != ZYDIS_MEMOP_TYPE_MEM || !modrm) plain = false;
+        if (have_modrm && !modrm) continue;
+        have_modrm = modrm;
         x->mem_size = (uint16_t)(o->size / 8);
         x->mem_read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
         x->mem_write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
