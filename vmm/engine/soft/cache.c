@@ -7,7 +7,6 @@
 #include "vmm/engine/soft/ram.h"
 #include "vmm/engine/soft/xlat.h"
 
-#define HASH_SIZE (1u << BLOCK_HASH_BITS)
 #define NEAR_MISS_LIMIT 64
 
 uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size)
@@ -32,7 +31,7 @@ static uint32_t hash_block(uint64_t gpa, uint64_t rip, uint32_t mode)
 
 static uint32_t hash_page(uint64_t gpa)
 {
-    return (uint32_t)((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - BLOCK_HASH_BITS));
+    return (uint32_t)((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - PAGE_HASH_BITS));
 }
 
 /* ---- which vCPUs have code of a page ---- */
@@ -268,14 +267,14 @@ void soft_cache_flush(struct soft_cpu *cpu)
 {
     struct soft_private *p = cpu->priv;
     soft_space_reset(cpu);
-    for (uint32_t i = 0; i < HASH_SIZE; i++) {
+    soft_zero(p->hash, sizeof p->hash);
+    for (uint32_t i = 0; i < 1u << PAGE_HASH_BITS; i++) {
         for (uint32_t at = p->page_hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_page)
             release_page(cpu, ((struct block *)meta_ptr(p, at))->gpa);
         for (uint32_t at = p->page2_hash[i]; at; at = ((struct block *)meta_ptr(p, at))->next_page2)
             release_page(cpu, ((struct block *)meta_ptr(p, at))->gpa2);
         p->page_hash[i] = 0;
         p->page2_hash[i] = 0;
-        p->hash[i] = 0;
     }
     soft_forget_trials(cpu);
     p->ordered = 0;

@@ -46,6 +46,7 @@ void soft_decode_init(void)
         gpr_number[ZYDIS_REGISTER_R8B + i] = (uint8_t)(8 + i);
         gpr_size[ZYDIS_REGISTER_R8B + i] = 1;
     }
+    soft_quick_init();
 }
 
 static uint8_t segment_number(ZydisRegister r)
@@ -501,7 +502,7 @@ static void rex_pause(struct xinsn *x)
     x->reg_read = x->reg_write = 1u << 0 | 1u << 8;
 }
 
-int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x)
+int soft_decode_zydis(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x)
 {
     ZydisDecodedInstruction z;
     ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
@@ -551,4 +552,10 @@ int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64
                     (z.mnemonic == ZYDIS_MNEMONIC_BT || z.mnemonic == ZYDIS_MNEMONIC_BTS ||
                      z.mnemonic == ZYDIS_MNEMONIC_BTR || z.mnemonic == ZYDIS_MNEMONIC_BTC);
     return 0;
+}
+
+int soft_decode(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x)
+{
+    if (code_size == 8 && soft_decode_quick(bytes, avail, rip, x)) return 0;
+    return soft_decode_zydis(bytes, avail, code_size, rip, x);
 }

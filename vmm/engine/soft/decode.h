@@ -4,6 +4,13 @@
 
 #include "vmm/engine/soft/xlat.h"
 
+/* decode.c: soft_decode() by way of Zydis, for everything there is. */
+int soft_decode_zydis(const uint8_t *bytes, unsigned avail, unsigned code_size, uint64_t rip, struct xinsn *x);
+
+/* decode_quick.c: the common instructions of 64-bit code; false: ask Zydis. Then *x may have been written to. */
+void soft_quick_init(void);
+bool soft_decode_quick(const uint8_t *bytes, unsigned avail, uint64_t rip, struct xinsn *x);
+
 /* decode_mask.c: which bytes of the memory operand a mask can turn off (x->mask and what goes with it). */
 void soft_find_mask(struct xinsn *x, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *ops);
 

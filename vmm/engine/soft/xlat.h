@@ -9,7 +9,8 @@
 #define CODE_CACHE_SIZE (96u << 20)       /* bytes of host code per vCPU; flushed whole when full */
 #define BLOCKS_MAX (CODE_CACHE_SIZE / 64) /* no block takes less */
 #define META_SIZE (80u << 20)             /* bytes of block, site and instruction records per vCPU */
-#define BLOCK_HASH_BITS 16
+#define BLOCK_HASH_BITS 18                /* a compiler's run makes 160,000 blocks */
+#define PAGE_HASH_BITS 14
 #define ITLB_SIZE 256
 #define JUMP_HASH_SIZE 65536 /* index: low 16 bits of the target, taken with MOVZX because that keeps the flags */
 #define STEP_CACHE_SIZE 4096
@@ -241,9 +242,9 @@ struct soft_private {
     uint32_t meta_used;
     uint32_t generation; /* bumped at each whole flush */
     uint32_t hash[1u << BLOCK_HASH_BITS];
-    uint32_t page_hash[1u << BLOCK_HASH_BITS];  /* blocks by guest page */
-    uint32_t page2_hash[1u << BLOCK_HASH_BITS]; /* blocks across a page border, by the second page */
-    uint32_t *order;                            /* the blocks as they lie in the code cache, for host faults */
+    uint32_t page_hash[1u << PAGE_HASH_BITS];  /* blocks by guest page */
+    uint32_t page2_hash[1u << PAGE_HASH_BITS]; /* blocks across a page border, by the second page */
+    uint32_t *order;                           /* the blocks as they lie in the code cache, for host faults */
     uint32_t ordered;
     uint64_t
         divides[64]; /* guest-physical addresses of divisions that have trapped: there the divisor is looked at first */
