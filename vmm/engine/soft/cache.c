@@ -8,6 +8,8 @@
 #include "vmm/engine/soft/xlat.h"
 
 #define NEAR_MISS_LIMIT 64
+#define COLD_CHUNK (1u << 20)
+#define COLD_MOST (64u << 10) /* no block has more */
 
 uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size)
 {
@@ -20,7 +22,17 @@ uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size)
 
 bool soft_cache_low(const struct soft_private *p)
 {
-    return p->code_used + (128u << 10) > CODE_CACHE_SIZE || p->meta_used + (64u << 10) > META_SIZE;
+    return soft_code_room(p) < COLD_CHUNK + (128u << 10) || p->meta_used + (64u << 10) > META_SIZE;
+}
+
+uint8_t *soft_cold_room(struct soft_private *p)
+{
+    if (p->cold_end - p->cold_used < COLD_MOST) {
+        p->cold_low -= COLD_CHUNK;
+        p->cold_used = p->cold_low;
+        p->cold_end = p->cold_low + COLD_CHUNK;
+    }
+    return p->code + p->cold_used;
 }
 
 static uint32_t hash_block(uint64_t gpa, uint64_t rip, uint32_t mode)
@@ -279,6 +291,7 @@ void soft_cache_flush(struct soft_cpu *cpu)
     soft_forget_trials(cpu);
     p->ordered = 0;
     p->code_used = p->code_stubs_end;
+    p->cold_used = p->cold_end = p->cold_low = CODE_CACHE_SIZE;
     p->meta_used = 64; /* offset 0 means none */
     p->generation++;
     cpu->stat[ST_CACHE_FLUSH]++;

@@ -356,7 +356,7 @@ static void trim_after_idling(struct soft_cpu *cpu)
     struct soft_private *p = cpu->priv;
     uint64_t since = cpu->halt_tsc;
     cpu->halt_tsc = 0;
-    if (!since || p->code_used < p->trim_at || host_tsc() - since < TRIM_IDLE_MS * cpu->tsc_khz) return;
+    if (!since || soft_code_bytes(p) < p->trim_at || host_tsc() - since < TRIM_IDLE_MS * cpu->tsc_khz) return;
     p->trim_at *= 2;
     soft_cache_flush(cpu);
     (void)madvise(p->code + KEEP, CODE_CACHE_SIZE - KEEP, MADV_DONTNEED);
@@ -410,7 +410,7 @@ static unsigned soft_stats(struct vcpu *v, struct engine_stat *s, unsigned max)
     for (unsigned i = 0; i < ST_COUNT && n < max; i++)
         if (names[i]) s[n++] = (struct engine_stat){names[i], v->cpu->stat[i]};
     if (n + 2 <= max) {
-        s[n++] = (struct engine_stat){"code cache bytes", v->cpu->priv->code_used};
+        s[n++] = (struct engine_stat){"code cache bytes", soft_code_bytes(v->cpu->priv)};
         s[n++] = (struct engine_stat){"code records bytes", v->cpu->priv->meta_used};
     }
     return n;

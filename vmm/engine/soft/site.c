@@ -264,7 +264,7 @@ static void decide(struct soft_cpu *cpu, struct site *site, bool roams)
     uint32_t link = 0;
     uint8_t *check = p->code + site->retry;
     site->flags = (uint16_t)((site->flags & ~SITE_TRIAL) | SITE_UPGRADED);
-    if (p->code_used + UPGRADE_ROOM > CODE_CACHE_SIZE) return; /* the cache is full and about to be flushed */
+    if (soft_code_room(p) < UPGRADE_ROOM) return; /* the cache is full and about to be flushed */
     if (site->flags & SITE_MERGED && !(link = split_link(p, site))) return;
     struct emitter e = {p->code + p->code_used}, at = {check};
     if (roams) {
@@ -292,7 +292,7 @@ static void begin_trial(struct soft_cpu *cpu, struct site *site)
     unsigned n = p->next_trial++ % SITE_TRIALS;
     struct site_trial *t = &cpu->trial[n];
     if (t->site) end_trial(cpu, t);
-    if (p->code_used + UPGRADE_ROOM > CODE_CACHE_SIZE) return;
+    if (soft_code_room(p) < UPGRADE_ROOM) return;
     uint8_t *check = p->code + site->retry;
     unsigned idx = site_idx(p, site);
     if (site->flags & SITE_SHARED) {

@@ -464,4 +464,5 @@ void soft_make_stubs(struct soft_cpu *cpu)
     make_sysret(cpu, &e);
     p->code_stubs_end = (uint32_t)((e.p - p->code + 63) & ~63);
     p->code_used = p->code_stubs_end;
+    p->cold_used = p->cold_end = p->cold_low = CODE_CACHE_SIZE;
 }

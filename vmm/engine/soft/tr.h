@@ -46,7 +46,7 @@ struct cold {
 struct tr {
     struct soft_cpu *cpu;
     struct soft_private *p;
-    struct emitter e;
+    struct emitter e, apart; /* `apart`: where cold code goes */
     struct block *b;
     uint32_t b_off; /* meta offset of b */
     uint32_t mode;

@@ -356,14 +356,15 @@ static void emit_link_stub(struct tr *t, uint32_t link, uint8_t *jump)
 {
     struct link *l = meta_ptr(t->p, link);
     l->jump = (uint32_t)(jump - t->p->code);
-    l->stub = (uint32_t)(t->e.p - t->p->code);
-    emit_store_gs32_imm(&t->e, GS(exit_info), link);
-    emit_jmp(&t->e, t->p->code + t->p->stub_exit[HX_LINK]);
+    l->stub = (uint32_t)(t->apart.p - t->p->code);
+    patch_rel32(jump, t->apart.p);
+    emit_store_gs32_imm(&t->apart, GS(exit_info), link);
+    emit_jmp(&t->apart, t->p->code + t->p->stub_exit[HX_LINK]);
 }
 
 static void emit_cold(struct tr *t, const struct cold *c)
 {
-    struct emitter *e = &t->e;
+    struct emitter *e = &t->apart;
     uint8_t *start = e->p;
     patch_rel32(c->jump, start);
     switch (c->kind) {
@@ -373,10 +374,10 @@ static void emit_cold(struct tr *t, const struct cold *c)
         break;
     case COLD_LINK: {
         uint8_t *jump = c->jump;
-        if (c->borrowed) { /* registers come back on the way out, then a patchable jump */
-            emit_load_saved(e, c->borrowed);
-            jump = emit_jmp(e, NULL);
-            patch_rel32(jump, e->p);
+        if (c->borrowed) { /* registers come back on the way out, then a patchable jump: not cold once it is linked */
+            patch_rel32(jump, t->e.p);
+            emit_load_saved(&t->e, c->borrowed);
+            jump = emit_jmp(&t->e, NULL);
         }
         emit_link_stub(t, c->meta, jump);
         break;
@@ -583,17 +584,18 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
                            .guest_len = (uint16_t)(t->next_rip - rip),
                            .global = page->global && (!next || next->global)};
     t->e.p = p->code + p->code_used;
+    t->apart.p = soft_cold_room(p);
     emit_body(t);
     uint32_t map_bytes = (uint32_t)(t->maps * sizeof(struct imap));
     t->b->map = soft_meta_alloc(p, map_bytes ? map_bytes : 1);
     if (t->failed || !t->b->map) return NULL;
     memcpy(meta_ptr(p, t->b->map), t->map, map_bytes);
     t->b->map_count = (uint16_t)t->maps;
-    /* room to overwrite the entry when the block dies: see kill_block() in cache.c */
     uint32_t end = (uint32_t)(t->e.p - p->code);
-    if (end < t->b->host + 64) end = t->b->host + 64;
+    if (end < t->b->host + BLOCK_MIN) end = t->b->host + BLOCK_MIN;
     t->b->host_end = end;
     p->code_used = (end + 15) & ~15u;
+    p->cold_used = (uint32_t)(t->apart.p - p->code);
     return t->b;
 }
 

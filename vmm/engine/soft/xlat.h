@@ -6,10 +6,11 @@
 #include "vmm/engine/soft/soft.h"
 
 #define BLOCK_MAX_INSNS 64
-#define CODE_CACHE_SIZE (96u << 20)       /* bytes of host code per vCPU; flushed whole when full */
-#define BLOCKS_MAX (CODE_CACHE_SIZE / 64) /* no block takes less */
-#define META_SIZE (80u << 20)             /* bytes of block, site and instruction records per vCPU */
-#define BLOCK_HASH_BITS 18                /* a compiler's run makes 160,000 blocks */
+#define CODE_CACHE_SIZE (96u << 20) /* bytes of host code per vCPU; flushed whole when full */
+#define BLOCKS_MAX (CODE_CACHE_SIZE / BLOCK_MIN)
+#define BLOCK_MIN 32u /* bytes of host code that a block takes at least: kill_block() (cache.c) writes over its entry */
+#define META_SIZE (80u << 20) /* bytes of block, site and instruction records per vCPU */
+#define BLOCK_HASH_BITS 18    /* a compiler's run makes 160,000 blocks */
 #define PAGE_HASH_BITS 14
 #define ITLB_SIZE 256
 #define JUMP_HASH_SIZE 65536 /* index: low 16 bits of the target, taken with MOVZX because that keeps the flags */
@@ -238,6 +239,9 @@ struct fetch {
 struct soft_private {
     uint8_t *code; /* writable and executable, private to this vCPU: engine.c says why */
     uint32_t code_used, code_stubs_end;
+    /* Code that is seldom run lies apart, so that what is run lies close together: in chunks from the cache's end downwards. */
+    uint32_t cold_used, cold_end; /* in the current chunk: next byte, end */
+    uint32_t cold_low;            /* start of the lowest chunk */
     uint8_t *meta;
     uint32_t meta_used;
     uint32_t generation; /* bumped at each whole flush */
@@ -317,6 +321,16 @@ enum soft_stat {
     ST_COUNT
 };
 
+/* Bytes between the two kinds of code, and those that they take up. */
+static inline uint32_t soft_code_room(const struct soft_private *p)
+{
+    return p->cold_low - p->code_used;
+}
+static inline uint32_t soft_code_bytes(const struct soft_private *p)
+{
+    return p->code_used + (CODE_CACHE_SIZE - p->cold_low) - (p->cold_end - p->cold_used);
+}
+
 /* Where the address of a division is kept that has trapped; it may be another's. */
 static inline uint64_t *soft_divide_slot(struct soft_private *p, uint64_t gpa)
 {
@@ -333,6 +347,7 @@ void soft_dma_written(struct soft_engine *g, gpa_t a, uint64_t len);
 uint32_t soft_meta_alloc(struct soft_private *p, uint32_t size); /* 0 when full */
 void soft_cache_flush(struct soft_cpu *cpu);
 bool soft_cache_low(const struct soft_private *p);
+uint8_t *soft_cold_room(struct soft_private *p); /* for the cold code of one block, when the cache isn't low */
 struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum soft_result *res);
 struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc);
 void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *to);
