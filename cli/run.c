@@ -100,10 +100,9 @@ static int set_stats(struct run_options *o, const char *arg, struct nerr *e)
 static int set_name(struct run_options *o, const char *name, struct nerr *e)
 {
     if (!control_name_good(name))
-        return nerr_set(
-            e, -EINVAL,
-            "--name: '%.70s' is no name; give 1 to %d letters, digits, '.', '_' or '-', not '.' or '-' first", name,
-            CONTROL_VM_NAME_MAX);
+        return nerr_set(e, -EINVAL,
+                        "--name: give 1 to %d letters, digits, '.', '_' or '-', with a letter, digit or '_' first",
+                        CONTROL_VM_NAME_MAX);
     o->name = o->machine.name = name;
     return 0;
 }

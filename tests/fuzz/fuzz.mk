@@ -5,7 +5,8 @@ FUZZ_DIR := $(BUILD)/fuzz
 FUZZ_SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 FUZZ_CFLAGS := -std=gnu17 -O1 -g -Wall -Wextra -I. -Itests/fuzz $(FUZZ_SAN)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_LIB_SRC := $(sort $(wildcard common/*.c vmm/bus/*.c vmm/memory/*.c vmm/platform/slots.c vmm/emulated/*.c vmm/virtio/*.c vmm/backend/limiter.c vmm/backend/offload.c))
+FUZZ_LIB_SRC := $(sort $(wildcard common/*.c vmm/bus/*.c vmm/memory/*.c vmm/platform/slots.c vmm/emulated/*.c vmm/virtio/*.c vmm/backend/limiter.c vmm/backend/offload.c \
+    vmm/control/request.c vmm/control/schema.c vmm/control/server.c)) $(CONTROL_TABLES)
 FUZZ_OBJ := $(addprefix $(FUZZ_DIR)/obj/,$(addsuffix .o,$(basename $(FUZZ_LIB_SRC) $(FUZZ_SRC))))
 FUZZ_BIN := $(addprefix $(FUZZ_DIR)/,$(notdir $(basename $(FUZZ_SRC))))
 
@@ -22,7 +23,7 @@ $(FUZZ_DIR)/libfuzz.a: $(addprefix $(FUZZ_DIR)/obj/,$(addsuffix .o,$(basename $(
 
 $(FUZZ_DIR)/fuzz_%: $(FUZZ_DIR)/obj/tests/fuzz/fuzz_%.o $(FUZZ_DIR)/obj/tests/fuzz/fuzz.o $(FUZZ_DIR)/obj/tests/fuzz/seed.o $(FUZZ_DIR)/libfuzz.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(FUZZ_SAN) $^ -o $@.$$$$ -lpthread && mv $@.$$$$ $@
+	$(Q)$(CC) $(FUZZ_SAN) $^ -o $@.$$$$ -lcjson -lm -lpthread && mv $@.$$$$ $@
 
 .PHONY: fuzzers
 fuzzers: $(FUZZ_BIN)

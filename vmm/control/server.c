@@ -81,7 +81,7 @@ static bool flush(struct client *c)
         if (n <= 0) break;
         done += (size_t)n;
     }
-    memmove(c->out, c->out + done, c->out_bytes - done);
+    if (done) memmove(c->out, c->out + done, c->out_bytes - done);
     c->out_bytes -= done;
     if (!c->out_bytes) {
         free(c->out);
@@ -144,7 +144,7 @@ static bool next_line(struct client *c, size_t *len)
     const char *end = memchr(c->in, '\n', c->in_bytes);
     *len = end ? (size_t)(end - c->in) : c->in_bytes;
     /* What an ended client wrote last is a line as well. */
-    return end || (c->ended && c->in_bytes);
+    return end || (c->ended && c->in_bytes && c->in_bytes <= CONTROL_LINE_MAX);
 }
 
 static void take_line(struct client *c, size_t len)
