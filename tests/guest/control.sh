@@ -5,4 +5,4 @@ cd "$(dirname "$0")/../.." || exit 1
 kernel=$(tools/kernel.sh cloud) && guest_image control || exit 1
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-timeout -k 5 600 python3 tests/guest/control.py "$kernel" "$guest_initrd" "$work"
+timeout -k 5 600 python3 tests/guest/control.py "$kernel" "${guest_initrd:?}" "$work"
