@@ -1,7 +1,11 @@
 /* nacelle ctl: one command to a running machine. */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cjson/cJSON.h>
 
@@ -167,6 +171,21 @@ static int show(const struct ctl *x, const cJSON *reply)
     return 1;
 }
 
+/* A descriptor that is readable when the machine's process is gone; -1: nothing to wait for. */
+static int watch_end(const struct ctl *x, const struct control_link *l)
+{
+    bool quits = x->command && strcmp(x->command->name, "quit") == 0;
+    return quits && l->pid > 0 ? (int)syscall(SYS_pidfd_open, l->pid, 0) : -1;
+}
+
+/* So that its name and its disks are free for the next command of a script. */
+static void await_end(const struct ctl *x, int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    if (fd < 0) return;
+    if (poll(&p, 1, x->ms) == 0) nc_warn("%s: it has not ended yet", x->name);
+}
+
 static int talk(struct ctl *x)
 {
     struct control_link l;
@@ -179,6 +198,7 @@ static int talk(struct ctl *x)
         nc_error("%s", e.text);
         return r == -ENOENT ? CLI_USAGE_STATUS : 1;
     }
+    int end = watch_end(x, &l);
     r = control_ask(&l, x->request, x->ms, &reply, &e);
     int status = 1;
     if (r)
@@ -186,6 +206,8 @@ static int talk(struct ctl *x)
     else
         status = show(x, reply);
     control_disconnect(&l);
+    if (!status) await_end(x, end);
+    if (end >= 0) close(end);
     cJSON_Delete(reply);
     return status;
 }

@@ -88,6 +88,7 @@ check 'an error reply' [ "$? $(wc -l <"$dir/err") $(grep -c 'no NIC' "$dir/err")
 check 'by path' grep -q '^state *paused' "$dir/out"
 "$nacelle" ctl web quit >"$dir/out" 2>"$dir/err"
 check 'quit' [ "$? $(cat "$dir/out" "$dir/err")" = '0 ' ]
+check 'quit waits for the end' [ ! -e "$dir/run/web.sock" ]
 wait "${vms[0]}"
 check 'quit ends with 0' [ "$? $(cat "$dir/vm.err")" = '0 ' ]
 check 'nothing is left' [ "$(ls -A "$dir/run")" = .lock ]
