@@ -19,7 +19,7 @@ static uint64_t run(struct limiter *l, uint64_t from, uint64_t ns, uint64_t size
     while (now < from + ns) {
         uint64_t wait = limiter_wait(l, now);
         if (wait) {
-            now += wait + (lateness ? (turn++ * 7919) % lateness : 0);
+            now += wait + (lateness ? (turn++ * 7919003) % lateness : 0);
             continue;
         }
         limiter_charge(l, size, now);
@@ -49,6 +49,8 @@ static void test_accuracy(void **state)
         {1000, 1, 0},
         {1000, 1, 5000000},
         {100, 1, 20000000},
+        {200, 1, 150000000}, /* as on a busy host: later than the bucket is deep */
+        {4 << 20, 16384, 180000000},
         {50000, 1, 1000000},
         {3ull << 28, 64, 0},
         {3ull << 30, 4096, 1000000},
@@ -60,8 +62,9 @@ static void test_accuracy(void **state)
         struct limiter l = {.active = false};
         limiter_set(&l, &(struct limiter_rate){.avg = c[i].rate}, START);
         uint64_t units = run(&l, START, 10 * SECOND, c[i].size, c[i].lateness);
-        double percent =
-            1.0 + 100.0 * (double)c[i].size / ((double)c[i].rate * 10); /* one request in debt at the end */
+        double percent = 1.0 +
+                         100.0 * (double)c[i].size / ((double)c[i].rate * 10) + /* one request in debt at the end */
+                         100.0 * (double)c[i].lateness / (10 * SECOND); /* and one timer that did not come any more */
         assert_within(units, c[i].rate * 10, percent);
     }
 }
@@ -99,6 +102,27 @@ static void test_burst_and_peak(void **state)
     limiter_set(&l, &(struct limiter_rate){.avg = 0}, START);
     limiter_set(&l, &(struct limiter_rate){avg, 0, burst}, START);
     assert_true(run(&l, START + 100 * SECOND, SECOND / 100, 100, 0) >= burst);
+}
+
+/* What a late timer left is for who waited: it is gone when nobody comes for it, or when the timer was later than any is. */
+static void test_late(void **state)
+{
+    (void)state;
+    const uint64_t rate = 1000000, depth = rate / 20;
+    struct limiter l = {.active = false};
+    limiter_set(&l, &(struct limiter_rate){.avg = rate}, START);
+    limiter_charge(&l, 1000, START);
+    uint64_t due = START + limiter_wait(&l, START);
+    assert_int_equal(limiter_wait(&l, due + SECOND / 10), 0);
+    assert_within(run(&l, due + SECOND / 10, 100000, 1000, 0), rate / 10, 2.0);
+    /* Nobody takes it for a while. */
+    limiter_charge(&l, 1000, due + SECOND);
+    due += SECOND + limiter_wait(&l, due + SECOND);
+    assert_int_equal(limiter_wait(&l, due + SECOND / 10), 0);
+    assert_within(run(&l, due + SECOND, 100000, 1000, 0), depth, 3.0);
+    /* A minute late. */
+    while (!limiter_wait(&l, due + 2 * SECOND)) limiter_charge(&l, 1000, due + 2 * SECOND);
+    assert_within(run(&l, due + 60 * SECOND, 100000, 1000, 0), depth, 3.0);
 }
 
 /* Peak equal to the average: no bursts at all. */
@@ -163,9 +187,10 @@ static void test_extremes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_accuracy),       cmocka_unit_test(test_size_does_not_evade),
-        cmocka_unit_test(test_burst_and_peak), cmocka_unit_test(test_peak_is_average),
-        cmocka_unit_test(test_change),         cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_accuracy),        cmocka_unit_test(test_size_does_not_evade),
+        cmocka_unit_test(test_burst_and_peak),  cmocka_unit_test(test_late),
+        cmocka_unit_test(test_peak_is_average), cmocka_unit_test(test_change),
+        cmocka_unit_test(test_extremes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,6 +32,7 @@ struct limiter_bucket { /* private */
 
 struct limiter { /* all zeroes: no limit */
     bool active;
+    uint64_t due; /* when who was told to wait is to be back; 0: nobody was */
     struct limiter_bucket avg, peak;
 };
 
@@ -39,7 +40,7 @@ struct limiter { /* all zeroes: no limit */
 void limiter_set(struct limiter *l, const struct limiter_rate *r, uint64_t now);
 
 /* Nanoseconds until a request may pass; 0: now. Never shorter than 200 us when it is not 0, so that a fast stream costs no timer per
- * request (what is missed accrues). */
+ * request (what is missed accrues). A caller that comes back up to 200 ms late finds what accrued meanwhile, even above the burst. */
 uint64_t limiter_wait_slow(struct limiter *l, uint64_t now);
 /* A request of `units` passes now. */
 void limiter_charge_slow(struct limiter *l, uint64_t units, uint64_t now);
