@@ -1,0 +1,85 @@
+"""full.py KERNEL INITRD MOUNTPOINT: the host's end of tests/guest/scripts/full.sh. MOUNTPOINT is an empty file system of a few MiB."""
+import hashlib
+import os
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+import vm  # noqa: E402
+
+MIB = 1 << 20
+failed = False
+
+
+def check(name, good, text=""):
+    global failed
+    failed |= not good
+    print("%s full/%s%s" % ("PASS" if good else "FAIL", name, "" if good else ": " + text), flush=True)
+
+
+def image(path, size, data):
+    """Sparse, with data at its start and a second copy of it 15 * 64 KiB in."""
+    with open(path, "wb") as f:
+        f.truncate(size)
+        f.write(data)
+        f.seek(15 * 65536)
+        f.write(data[:65536])
+    return path
+
+
+def fill(path):
+    """Takes what room there is."""
+    with open(path, "wb", buffering=0) as f:
+        for size in (65536, 4096):
+            try:
+                while True:
+                    f.write(b"x" * size)
+            except OSError:
+                pass
+    return path
+
+
+def main():
+    kernel, initrd, where = sys.argv[1:]
+    label = os.environ.get("FULL_LABEL", "")
+    data = os.urandom(4 * 65536)
+    disks = [image("%s/%s" % (where, n), 8 * MIB, data) for n in ("v", "s")]
+    elsewhere = image(os.path.join(os.environ["FULL_WORK"], "cut"), 8 * MIB, data)
+    filler = fill(where + "/filler")
+    head = hashlib.md5(data).hexdigest()
+    tail = hashlib.md5(data[:65536] + bytes(3 * 65536)).hexdigest()
+    guest = vm.Guest(vm.command(kernel, initrd, 1, "384M", "") + [
+        "-d", disks[0], "-d", disks[1] + ",if=ahci", "-d", elsewhere])
+    for disk in ("vda", "sda"):
+        match, _ = guest.expect(r"^%s before (\w+) (\w+)$" % disk, 200)
+        good = match.groups() == (head, tail)
+        match, _ = guest.expect(r"^%s full: (.*)$" % disk, 100)
+        check(label + disk + "-error", "Input/output error" in match[1], "the guest saw '%s'" % match[1])
+        match, _ = guest.expect(r"^%s reads (\w+) (\w+)$" % disk, 100)
+        check(label + disk + "-reads", good and match.groups() == (head, tail), "sums differ")
+    guest.expect(r"^@full$", 60)
+    os.unlink(filler)
+    for disk in ("vda", "sda"):
+        guest.expect(r"^%s writes again$" % disk, 120)
+    check(label + "room-again", True)
+    match, _ = guest.expect(r"^@cut (\w+)$", 60)
+    os.truncate(elsewhere, 8 * 65536)
+    guest.expect(r"^vdb: Input/output error$", 120)
+    guest.expect(r"^vdb: its start can be read$", 60)
+    guest.expect(r"^@mend$", 60)
+    os.truncate(elsewhere, 8 * MIB)
+    guest.expect(r"^vdb: all of it can be read$", 120)
+    check(label + "cut-off", match[1] == tail, "sums differ")
+    errors = guest.expect(r"^@@END 0$", 60)[0]
+    status = guest.wait(60)
+    seen = set(line for line in guest.text.splitlines() if line.startswith("errors of"))
+    check(label + "nothing-else", status == 0 and "@@KERNEL" not in guest.text and bool(errors) and
+          seen == {"errors of vda: op 1", "errors of sda: op 1", "errors of vdb: op 0"}, "%d, %s" % (status, seen))
+    for path in disks:
+        with open(path, "rb") as f:
+            f.seek(5 * MIB)
+            check(label + "written-" + os.path.basename(path), f.read(MIB) == bytes(MIB) and os.stat(path).st_blocks * 512 >= MIB)
+    sys.exit(failed)
+
+
+main()
