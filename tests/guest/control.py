@@ -88,6 +88,7 @@ def events(name):
 
 def pause(listener):
     """The guest's clocks stand still, nothing runs, and then all goes on. A timer of the guest's is under way."""
+    wall = time.monotonic()
     before = guest.uptime()
     guest.run("(sleep 1; echo slept >/tmp/slept) & echo $! >/tmp/sleeper")
     reply = ctl("pause")
@@ -104,15 +105,17 @@ def pause(listener):
     guest.expect(r"^awake$", 60)
     guest.expect(r"^<0>$", 60)
     paused = ctl("status")["paused"]
-    after = guest.uptime()
+    lived = guest.uptime() - before
+    wall = time.monotonic() - wall
     # What the guest lived through is less than what went by here, by the length of the pause.
-    check("pause-clock", paused >= 4 and after - before < 3.5, "%.1f s paused, the guest's clock went on by %.2f s" % (paused, after - before))
+    check("pause-clock", paused >= 4 and lived < wall - paused + 0.5,
+          "%.1f s of %.1f s paused, the guest's clock went on by %.2f s" % (paused, wall, lived))
     check("pause-timer", guest.until("cat /tmp/slept 2>/dev/null || true", "slept") == "slept")
-    wall = time.monotonic()
-    lived = guest.uptime()
+    # On a busy machine it takes time to ask: our clock is read on both sides.
+    first, lived, least = time.monotonic(), guest.uptime(), time.monotonic()
     time.sleep(2)
-    lived, wall = guest.uptime() - lived, time.monotonic() - wall
-    check("pause-after", abs(lived - wall) < 0.5, "then %.2f s in %.2f s" % (lived, wall))
+    least, lived, most = time.monotonic() - least, guest.uptime() - lived, time.monotonic() - first
+    check("pause-after", least - 0.3 < lived < most + 0.3, "then %.2f s in %.2f to %.2f s" % (lived, least, most))
     kernel = guest.run("dmesg | grep -ciE 'unstable|stall|lockup|clocksource.*skew' || true")
     check("pause-kernel", kernel == "0", kernel)
     names = [json.loads(listener.readline())["event"] for _ in range(2)]
@@ -255,7 +258,7 @@ def main():
     kernel = guest.run("cat /sys/devices/system/clocksource/clocksource0/current_clocksource; dmesg | grep -ciE 'unstable|warp' || true")
     check("reset-clock", kernel.split() == ["tsc", "0"] and guest.uptime() < 60, kernel.replace("\n", " "))
     # The power button, to a guest that listens to it.
-    guest.run("acpid -l /dev/null; sleep 0.5")
+    guest.run("acpid -l /dev/null; until ls -l /proc/$(pidof acpid)/fd 2>/dev/null | grep -q event; do sleep 0.1; done; sleep 1")
     ctl("power-button")
     guest.expect(r"^the button$", 60)
     check("power-button", guest.wait(120) == 0)
