@@ -2,6 +2,7 @@
 import argparse
 import os
 import re
+import signal
 import sys
 import tempfile
 
@@ -87,6 +88,7 @@ def main():
     parser = argparse.ArgumentParser(prog="bench/io_limits.sh", description="Limits of disks and network cards against what a guest gets.")
     parser.add_argument("--check", action="store_true", help="PASS and FAIL lines, for make test-long")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # guests and disks go, too
     directory, table, peer = debian.image(), Table(arguments.check), io_net.Peer()
     with tempfile.TemporaryDirectory(prefix="limits.", dir=os.environ.get("NACELLE_BUILD", "build")) as work:
         debian.need_room(work, 2000)
