@@ -34,7 +34,7 @@ for script in tests/lab/box/*.sh; do
 done
 for options in "${!boxes[@]}"; do
     # shellcheck disable=SC2086 # words on purpose
-    lab/run $options --timeout "${limits[$options]}" --env NACELLE --env NACELLE_BUILD="$build" --env NACELLE_LONG \
+    lab/run $options --timeout "${limits[$options]}" --env NACELLE --env NACELLE_BUILD="$build" --env NACELLE_LONG --env NACELLE_SLOWER="$slower" \
         tests/lab/inside.sh ${boxes[$options]}
     status=$?
     if [ $status -ge 124 ]; then
