@@ -49,8 +49,16 @@ done
 openssl req -x509 -newkey rsa:2048 -nodes -keyout c.key -out c.pem -subj /CN=guest -days 30 2>/dev/null
 openssl verify -CAfile c.pem c.pem
 (openssl s_server -accept 4433 -key c.key -cert c.pem -rev -quiet 2>/dev/null & echo $! >pid)
-sleep 2
-(echo "over tls"; sleep 2) | timeout 20 openssl s_client -connect 127.0.0.1:4433 -quiet -no_ign_eof -CAfile c.pem 2>/dev/null
+# However slow the machine: the server listens before it is asked, and is not hung up on before it has answered.
+n=0
+while ! nc -z 127.0.0.1 4433 2>/dev/null && [ $n -lt 300 ]; do n=$((n + 1)) && sleep 0.2; done
+: >answer
+(
+    echo "over tls"
+    n=0
+    while [ ! -s answer ] && [ $n -lt 300 ]; do n=$((n + 1)) && sleep 0.2; done
+) | timeout 90 openssl s_client -connect 127.0.0.1:4433 -quiet -no_ign_eof -CAfile c.pem >answer 2>/dev/null
+cat answer
 kill "$(cat pid)"
 openssl prime 170141183460469231731687303715884105727
 exit 0
