@@ -129,6 +129,27 @@ static void test_pm_timer(void **state)
     pm_end(t);
 }
 
+static void test_pm_timer_freeze(void **state)
+{
+    (void)state;
+    struct board *t = pm_board();
+    uint64_t t0 = clock_mono_ns();
+    uint32_t before = (uint32_t)bus_read(&t->b->bus, BUS_PIO, PM + 8, 4);
+    uint64_t since = clock_mono_ns();
+    pm_freeze(t->pm);
+    uint32_t still = (uint32_t)bus_read(&t->b->bus, BUS_PIO, PM + 8, 4);
+    sleep_us(20000);
+    assert_int_equal((uint32_t)bus_read(&t->b->bus, BUS_PIO, PM + 8, 4), still);
+    pm_power_button(t->pm); /* is kept */
+    uint64_t ns = clock_mono_ns() - since;
+    pm_thaw(t->pm, ns);
+    uint32_t after = (uint32_t)bus_read(&t->b->bus, BUS_PIO, PM + 8, 4);
+    uint64_t lived = (uint64_t)(after - before) * 1000000000ull / 3579545;
+    assert_true(after - still < 1u << 31 && lived <= clock_mono_ns() - t0 - ns + 600);
+    assert_true(inw(t, PM) & 0x100);
+    pm_end(t);
+}
+
 static void test_resets(void **state)
 {
     (void)state;
@@ -449,6 +470,7 @@ int main(void)
         cmocka_unit_test(test_power_off),
         cmocka_unit_test(test_power_button),
         cmocka_unit_test(test_pm_timer),
+        cmocka_unit_test(test_pm_timer_freeze),
         cmocka_unit_test(test_resets),
         cmocka_unit_test(test_keyboard_controller),
         cmocka_unit_test(test_debug_exit),

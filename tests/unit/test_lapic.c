@@ -445,6 +445,37 @@ static void test_tsc_deadline(void **state)
     rig_free(r);
 }
 
+/* Time stands still in between: what was left is left afterwards, in each mode. */
+static void test_timer_freeze(void **state)
+{
+    (void)state;
+    const uint64_t span = 150000000, still = 250000000;
+    for (unsigned deadline = 0; deadline < 2; deadline++) {
+        struct nerr e;
+        struct rig *r = rig_new(1);
+        apic_enable(r);
+        apic_write(r, 0, 0x3e0, 0xb);
+        apic_write(r, 0, 0x320, deadline ? 0x400ef : 0xef);
+        uint64_t t0 = clock_mono_ns();
+        if (deadline)
+            assert_true(wrmsr(r, 0, MSR_DEADLINE, host_tsc() + clock_muldiv(span, host_tsc_hz(), 1000000000)));
+        else
+            apic_write(r, 0, 0x380, span);
+        uint64_t since = clock_mono_ns(), since_tsc = host_tsc();
+        assert_int_equal(irqchip_freeze(r->chip, &e), 0);
+        bool late = clock_mono_ns() - t0 >= span; /* a machine that stood still itself shows nothing */
+        sleep_us(still / 1000);
+        if (!late) assert_int_equal(pending(r, 0), -1);
+        assert_int_equal(irqchip_thaw_begin(r->chip, &e), 0);
+        cpu(r, 0)->set_tsc_offset(cpu(r, 0)->ctx, since_tsc - host_tsc());
+        uint64_t ns = clock_mono_ns() - since;
+        assert_int_equal(irqchip_thaw(r->chip, ns, &e), 0);
+        assert_int_equal(wait_pending(r, 0), 0xef);
+        assert_true(late || clock_mono_ns() - t0 - ns + 1000000 >= span);
+        rig_free(r);
+    }
+}
+
 /* A deadline never fires early and comes soon after. */
 static void test_deadline_accuracy(void **state)
 {
@@ -575,6 +606,7 @@ int main(void)
         cmocka_unit_test(test_timer_periodic),
         cmocka_unit_test(test_timer_mode_change),
         cmocka_unit_test(test_tsc_deadline),
+        cmocka_unit_test(test_timer_freeze),
         cmocka_unit_test(test_deadline_accuracy),
         cmocka_unit_test(test_concurrent_senders),
         cmocka_unit_test(test_fuzz),

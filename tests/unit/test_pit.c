@@ -67,6 +67,28 @@ static void test_counting(void **state)
     pit_end(b, p);
 }
 
+static void test_freeze(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new();
+    struct pit *p = pit_new(b);
+    uint64_t t0 = clock_mono_ns();
+    program(b, 0, 0, 0xffff); /* 55 ms */
+    uint64_t since = clock_mono_ns();
+    pit_freeze(p);
+    bool late = clock_mono_ns() - t0 > 50000000;
+    sleep_us(80000);
+    if (!late) assert_false(b->level[GSI]); /* its time has passed, but not the guest's */
+    uint64_t ns = clock_mono_ns() - since;
+    pit_thaw(p, ns);
+    uint64_t done = 0xffff - latched(b, 0), lived = clock_mono_ns() - t0 - ns;
+    if (lived < 50000000) assert_true(done <= lived * HZ / 1000000000 + 1);
+    for (unsigned i = 0; i < 1000 && !b->level[GSI]; i++) sleep_us(10000);
+    assert_true(b->level[GSI]);
+    assert_true(clock_mono_ns() - t0 - ns >= 54900000);
+    pit_end(b, p);
+}
+
 static void test_access_modes_and_bcd(void **state)
 {
     (void)state;
@@ -240,6 +262,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_counting),
+        cmocka_unit_test(test_freeze),
         cmocka_unit_test(test_access_modes_and_bcd),
         cmocka_unit_test(test_speaker_calibration),
         cmocka_unit_test(test_gate),

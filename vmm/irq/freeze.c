@@ -34,16 +34,22 @@ static int freeze_inside(struct irqchip *c, struct nerr *e)
     return r;
 }
 
+int irqchip_thaw_begin(struct irqchip *c, struct nerr *e)
+{
+    int r = 0;
+    for (unsigned i = 0; i < c->vcpus && c->inside && c->frozen && !r; i++) {
+        struct irq_lapic_state now;
+        r = c->inside->get_lapic(c->engine, i, &now, e);
+        copy_timer(&now, &c->frozen[i]);
+        c->frozen[i] = now;
+    }
+    return r;
+}
+
 static int thaw_inside(struct irqchip *c, struct nerr *e)
 {
     int r = 0;
-    for (unsigned i = 0; i < c->vcpus && c->frozen && !r; i++) {
-        struct irq_lapic_state now;
-        r = c->inside->get_lapic(c->engine, i, &now, e);
-        if (r) break;
-        copy_timer(&now, &c->frozen[i]);
-        r = c->inside->set_lapic(c->engine, i, &now, e);
-    }
+    for (unsigned i = 0; i < c->vcpus && c->frozen && !r; i++) r = c->inside->set_lapic(c->engine, i, &c->frozen[i], e);
     free(c->frozen);
     c->frozen = NULL;
     return r;

@@ -51,9 +51,11 @@ int irqchip_reset(struct irqchip *c, struct nerr *e);
 /* INIT of one LAPIC (all registers but the id). */
 void irqchip_reset_lapic(struct irqchip *c, unsigned vcpu);
 
-/* The timers stop, and go on `ns` nanoseconds of CLOCK_MONOTONIC later with what was left of them. On the loop's thread, while no vCPU runs; thaw
- * after the vCPUs' TSC offsets have been set. They fail only inside engines. */
+/* The timers stop, and go on `ns` nanoseconds of CLOCK_MONOTONIC later with what was left of them. On the loop's thread, while no vCPU runs, in this
+ * order: freeze; at the end thaw_begin, which looks what the LAPICs are by then; the vCPUs' states, whose TSC offsets have changed; thaw, which
+ * puts the LAPICs back (an engine takes a vCPU whose state is set for one that runs, though it may wait for a SIPI). They fail only inside engines. */
 int irqchip_freeze(struct irqchip *c, struct nerr *e);
+int irqchip_thaw_begin(struct irqchip *c, struct nerr *e);
 int irqchip_thaw(struct irqchip *c, uint64_t ns, struct nerr *e);
 
 /* State out and in, while no vCPU runs. What is set may come from a hostile stream: it is checked, never trusted. A LAPIC's timer goes on with

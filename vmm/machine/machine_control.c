@@ -63,6 +63,7 @@ static int thaw(struct machine *m, struct nerr *e)
     uint64_t ns = clock_mono_ns() - p->since_ns, tsc = host_tsc() - p->since_tsc;
     int r = m->ops->set_clock ? m->ops->set_clock(m->engine, p->clock_ns) : 0;
     if (r) nerr_set(e, r, "the %s engine's clock cannot be set: %s", m->ops->name, strerror(-r));
+    if (!r) r = irqchip_thaw_begin(m->irqchip, e);
     for (unsigned i = 0; i < m->cpus && !r; i++) r = move_tsc(m, i, tsc, e);
     if (!r) r = irqchip_thaw(m->irqchip, ns, e);
     platform_thaw(m->platform, ns);
