@@ -5,6 +5,8 @@ CODE(load, "mov (%rbx), %rax");
 CODE(store, "mov %rax, (%rbx)");
 CODE(failed_cmpxchg, "cmpxchg %rcx, (%rbx)"); /* writes the old value back: D is set */
 CODE(jump, "jmp *%rbx");
+CODE(call_through, "call *8(%rbx)"); /* reads there, and writes to the stack */
+CODE(push_from, "push 8(%rbx); pop %rax");
 CODE(prefetch, "prefetcht0 (%rbx)");
 
 static struct ctx c;
@@ -35,6 +37,7 @@ int main(void)
 {
     page = page_alloc();
     memcpy(page, "\xcd\x81", 2);
+    *(u64 *)(page + 8) = TEST_VA;
     map_page(TEST_VA, (u64)page, PTE_W | PTE_U);
     for (int u = 0; u < 2; u++) {
         clear();
@@ -51,6 +54,12 @@ int main(void)
         memcpy(page, "\xcd\x81", 2);
         clear();
         go(jump, u, END);
+        expect(PTE_A, PTE_A);
+        clear();
+        go(call_through, u, END);
+        expect(PTE_A, PTE_A);
+        clear();
+        go(push_from, u, END);
         expect(PTE_A, PTE_A);
         /* D again after it was cleared and flushed. */
         go(store, u, END);
