@@ -602,6 +602,10 @@ static void test_places(void **state)
     assert_non_null(strstr(err.text, "nacelle ctl web quit"));
     assert_int_equal(control_claim(NULL, NULL, &b, &err), 0);
     assert_int_equal(strncmp(b.name, "vm-", 3), 0);
+    struct control_place again;
+    assert_int_equal(control_claim(NULL, NULL, &again, &err), 0); /* as from another PID namespace */
+    assert_string_not_equal(again.name, b.name);
+    control_release(&again);
     control_each(count, &machines, &removed);
     assert_int_equal(machines, 2);
     assert_int_equal(removed, 0);

@@ -175,6 +175,11 @@ int control_claim(const char *name, const char *path, struct control_place *out,
     }
     candidates(&d);
     int r = check_elsewhere(&d, out->name, e);
+    /* A process of that number in another PID namespace that shares the directory. */
+    for (unsigned i = 2; !name && r == -EEXIST && i < 1000; i++) {
+        snprintf(out->name, sizeof(out->name), "vm-%d-%u", (int)getpid(), i);
+        r = check_elsewhere(&d, out->name, e);
+    }
     if (r) return r;
     nerr_set(e, -ENOENT, "no directory for it has a short enough name");
     r = -ENOENT;
