@@ -83,9 +83,14 @@ void net_receive_ready(struct net *n)
     n->ready = true;
 }
 
-void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn, bool ufo)
+void net_forget(struct net *n)
 {
-    (void)n, (void)csum, (void)tso4, (void)tso6, (void)ecn, (void)ufo;
+    n->ready = true;
+}
+
+void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn)
+{
+    (void)n, (void)csum, (void)tso4, (void)tso6, (void)ecn;
 }
 
 void net_set_link(struct net *n, bool up)

@@ -150,9 +150,8 @@ static void end(struct fixture *t)
     free(t);
 }
 
-static struct fixture *up(void)
+static void set_up(struct fixture *t)
 {
-    struct fixture *t = make();
     set(t, CTRL, 0x41);
     set(t, TDBAL, TX_RING);
     set(t, TDLEN, RING * 16);
@@ -168,6 +167,12 @@ static struct fixture *up(void)
     set(t, RDH, 0);
     set(t, RDT, RING - 1);
     set(t, RCTL, 0x8002);
+}
+
+static struct fixture *up(void)
+{
+    struct fixture *t = make();
+    set_up(t);
     return t;
 }
 
@@ -665,13 +670,42 @@ static void test_no_room(void **state)
     end(t);
 }
 
+/* A frame that waits for a limit is not given to the next driver. */
+static void test_reset_forgets(void **state)
+{
+    (void)state;
+    struct fixture *t = up();
+    struct nerr e;
+    uint8_t frame[200];
+    memset(frame, 0xff, sizeof frame);
+    assert_int_equal(net_set_limits(e1000_backend(t->d), &(struct net_limits){.avg_in = 8000}, &e), 0);
+    for (uint8_t i = 1; i < 3; i++) {
+        frame[20] = i;
+        put(t, frame, sizeof frame);
+    }
+    assert_int_equal(mem(t, next_rx(t).addr)[20], 1);
+    /* Copied once for the guest, and once to wait. */
+    struct pci_function *f;
+    assert_int_equal(pci_functions(t->pci, &f, 1), 1);
+    for (int i = 0; i < 10000 && atomic_load(&pci_stats(f)->copies) < 2; i++) usleep(500);
+    assert_int_equal(atomic_load(&pci_stats(f)->copies), 2);
+    set(t, CTRL, 0x04000000);
+    set_up(t);
+    t->rx_next = 0;
+    assert_int_equal(net_set_limits(e1000_backend(t->d), &(struct net_limits){0}, &e), 0);
+    frame[20] = 3;
+    put(t, frame, sizeof frame);
+    assert_int_equal(mem(t, next_rx(t).addr)[20], 3);
+    end(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_registers),    cmocka_unit_test(test_wires),    cmocka_unit_test(test_interrupts),
-        cmocka_unit_test(test_transmit),     cmocka_unit_test(test_checksum), cmocka_unit_test(test_tso),
-        cmocka_unit_test(test_bad_transmit), cmocka_unit_test(test_receive),  cmocka_unit_test(test_filters),
-        cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_registers),    cmocka_unit_test(test_wires),         cmocka_unit_test(test_interrupts),
+        cmocka_unit_test(test_transmit),     cmocka_unit_test(test_checksum),      cmocka_unit_test(test_tso),
+        cmocka_unit_test(test_bad_transmit), cmocka_unit_test(test_receive),       cmocka_unit_test(test_filters),
+        cmocka_unit_test(test_no_room),      cmocka_unit_test(test_reset_forgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -152,6 +152,7 @@ static void test_tap(void **state)
     net_info(n->net, &info);
     assert_string_equal(info.kind, "tap");
     assert_true(info.link && info.offloads);
+    net_set_guest_offloads(n->net, true, true, true, true);
     uint8_t frame[200], buffer[70000];
     for (unsigned i = 0; i < sizeof frame; i++) frame[i] = (uint8_t)i;
     struct net_header h = {
@@ -219,6 +220,40 @@ static void test_no_room(void **state)
     for (int i = 0; i < 4000 && !__atomic_load_n(&n->writable, __ATOMIC_RELAXED); i++) sleep_us(500);
     assert_true(__atomic_load_n(&n->writable, __ATOMIC_RELAXED) > 0);
     assert_true(nic_send(n, NULL, frame, 60));
+    nic_free(n);
+    close(peer);
+}
+
+/* What waits when the driver is reset was for the one before; and what a driver has not agreed to is not given to it. */
+static void test_forget(void **state)
+{
+    (void)state;
+    int peer;
+    struct nic *n = tap_new(&peer, NULL);
+    uint8_t frame[12 + 100] = {0};
+    n->full = true;
+    frame[12] = 1;
+    assert_int_equal(send(peer, frame, sizeof frame, 0), sizeof frame);
+    /* Refused twice (net_deliver() looks again), then it waits. */
+    for (int i = 0; i < 4000 && __atomic_load_n(&n->refused, __ATOMIC_RELAXED) < 2; i++) sleep_us(500);
+    net_forget(n->net);
+    pthread_mutex_lock(&n->lock);
+    n->full = false;
+    pthread_mutex_unlock(&n->lock);
+    net_receive_ready(n->net);
+    struct net_header large = {.gso_type = NET_GSO_TCPV4, .gso_size = 50, .flags = NET_HDR_NEEDS_CSUM};
+    memcpy(frame, &large, sizeof large);
+    frame[12] = 2;
+    assert_int_equal(send(peer, frame, sizeof frame, 0), sizeof frame);
+    memset(frame, 0, sizeof large);
+    frame[12] = 3;
+    assert_int_equal(send(peer, frame, sizeof frame, 0), sizeof frame);
+    wait_got(n, 1);
+    assert_int_equal(n->frame[0].data[0], 3);
+    struct net_stats s;
+    net_get_stats(n->net, &s);
+    assert_int_equal(s.dropped[0], 2);
+    assert_int_equal(s.frames[0], 1);
     nic_free(n);
     close(peer);
 }
@@ -366,7 +401,7 @@ static void test_tap_device(void **state)
     struct net_config cfg = {.kind = NET_TAP};
     snprintf(cfg.tap.name, sizeof cfg.tap.name, "nct%u", (unsigned)getpid() % 1000000);
     struct nic *n = nic_new(&cfg);
-    net_set_guest_offloads(n->net, true, true, true, true, false);
+    net_set_guest_offloads(n->net, true, true, true, true);
     /* It is up: the host looks for routers and neighbours by itself (IPv6), or says nothing without IPv6; a packet socket makes sure. */
     int s = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     assert_true(s >= 0);
@@ -520,7 +555,7 @@ static void user_data(bool tso)
     uint16_t port;
     int server = listen_on(SOCK_STREAM, &port);
     for (size_t i = 0; i < sizeof data; i++) data[i] = (uint8_t)(i * 7 + (i >> 8));
-    net_set_guest_offloads(n->net, tso, tso, tso, tso, false);
+    net_set_guest_offloads(n->net, tso, tso, tso, tso);
     user_arp(n);
     struct tcp t = {n, 40000, port, 1000, 0};
     int c = tcp_connect(&t, server);
@@ -737,12 +772,19 @@ static void test_user_hostile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tap),           cmocka_unit_test(test_no_room),
-        cmocka_unit_test(test_link),          cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_change_limits), cmocka_unit_test(test_tap_errors),
-        cmocka_unit_test(test_tap_device),    cmocka_unit_test(test_user_tcp),
-        cmocka_unit_test(test_user_udp),      cmocka_unit_test(test_user_dhcp),
-        cmocka_unit_test(test_user_forward),  cmocka_unit_test(test_user_restricted),
+        cmocka_unit_test(test_tap),
+        cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_forget),
+        cmocka_unit_test(test_link),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_change_limits),
+        cmocka_unit_test(test_tap_errors),
+        cmocka_unit_test(test_tap_device),
+        cmocka_unit_test(test_user_tcp),
+        cmocka_unit_test(test_user_udp),
+        cmocka_unit_test(test_user_dhcp),
+        cmocka_unit_test(test_user_forward),
+        cmocka_unit_test(test_user_restricted),
         cmocka_unit_test(test_user_hostile),
     };
     signal(SIGPIPE, SIG_IGN);

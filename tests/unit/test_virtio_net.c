@@ -438,12 +438,41 @@ static void test_limited(void **state)
     end(&t);
 }
 
+/* A frame that waits for a limit when the driver is reset is not given to the next one. */
+static void test_reset_forgets(void **state)
+{
+    (void)state;
+    struct fixture t = make(1, &(struct net_limits){.avg_in = 8000});
+    struct nerr e;
+    uint8_t frame[100];
+    start(&t, USUAL, 3, 64);
+    for (unsigned i = 0; i < 2; i++) assert_true(give_buffer(&t, 0, i, 1500) >= 0);
+    rig_kick(t.r, &t.r->q[0]);
+    fill(frame, sizeof frame, 1);
+    for (int i = 0; i < 2; i++) peer_send(&t, &(struct net_header){0}, frame, sizeof frame);
+    rig_wait_used(t.r, &t.r->q[0], NULL);
+    struct pci_function *f;
+    assert_int_equal(pci_functions(t.r->pci, &f, 1), 1);
+    for (int i = 0; i < 10000 && atomic_load(&pci_stats(f)->copies) < 2; i++) usleep(500);
+    assert_int_equal(atomic_load(&pci_stats(f)->copies), 2);
+    start(&t, VERSION_1, 2, 64);
+    assert_true(give_buffer(&t, 0, 0, 1500) >= 0);
+    rig_kick(t.r, &t.r->q[0]);
+    assert_int_equal(net_set_limits(virtio_net_backend(t.v), &(struct net_limits){0}, &e), 0);
+    fill(frame, sizeof frame, 2);
+    peer_send(&t, &(struct net_header){0}, frame, sizeof frame);
+    rig_wait_used(t.r, &t.r->q[0], NULL);
+    assert_memory_equal((uint8_t *)rig_ptr(t.r, t.buffers) + HEADER, frame, sizeof frame);
+    end(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_transmit),   cmocka_unit_test(test_bad_transmit), cmocka_unit_test(test_receive),
-        cmocka_unit_test(test_no_buffers), cmocka_unit_test(test_small_buffer), cmocka_unit_test(test_filter),
-        cmocka_unit_test(test_link),       cmocka_unit_test(test_pairs),        cmocka_unit_test(test_limited),
+        cmocka_unit_test(test_transmit),      cmocka_unit_test(test_bad_transmit), cmocka_unit_test(test_receive),
+        cmocka_unit_test(test_no_buffers),    cmocka_unit_test(test_small_buffer), cmocka_unit_test(test_filter),
+        cmocka_unit_test(test_link),          cmocka_unit_test(test_pairs),        cmocka_unit_test(test_limited),
+        cmocka_unit_test(test_reset_forgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

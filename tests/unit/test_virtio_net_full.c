@@ -69,9 +69,14 @@ void net_receive_ready(struct net *n)
     (void)n;
 }
 
-void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn, bool ufo)
+void net_forget(struct net *n)
 {
-    (void)n, (void)csum, (void)tso4, (void)tso6, (void)ecn, (void)ufo;
+    (void)n;
+}
+
+void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn)
+{
+    (void)n, (void)csum, (void)tso4, (void)tso6, (void)ecn;
 }
 
 void net_count_into(struct net *n, struct device_stats *s)

@@ -226,7 +226,8 @@ static void daemon_abandon(struct block *b)
 {
     struct block_daemon *d = b->daemon;
     struct block_request *r;
-    nc_warn("disk %s: %u requests were not answered for 2 s; they are not waited for", b->path, b->pending);
+    if (!d->orphans) /* said once each time that it stands still */
+        nc_warn("disk %s: %u requests were not answered for 2 s; they are not waited for", b->path, b->pending);
     fail_slots(b);
     while ((r = block_queue_pop(&d->ready))) block_finished(b, r, -EIO);
 }

@@ -302,14 +302,15 @@ static bool bounce(struct block *b, struct block_request *r, struct block_step *
 
 /* A guest that turns its raw disk into a qcow2 header naming a backing file must not be shown that file at the next start, when the
  * format is looked at again. */
-static bool forbidden_head(const struct block *b, struct block_request *r)
+static bool forbidden_head(struct block *b, struct block_request *r)
 {
     struct block_private *p = block_private(r);
     if (!b->file.guessed || r->op != BLOCK_WRITE || r->offset != 0 || p->pos != 0) return false;
     const char *format = block_probe(p->bounce, p->bounce_len);
     if (strcmp(format, "raw") == 0) return false;
-    nc_warn("disk %s: the guest wrote what begins a %s image, which is refused; say format=raw to allow it", b->path,
-            format);
+    if (!atomic_exchange(&b->file.told, true)) /* a guest must not fill the log */
+        nc_warn("disk %s: the guest wrote what begins a %s image, which is refused; say format=raw to allow it",
+                b->path, format);
     return true;
 }
 

@@ -85,6 +85,7 @@ struct block_file {
     bool device;                    /* a block device */
     bool direct;                    /* O_DIRECT */
     bool guessed;                   /* nobody said that it is raw: the guest must not make it something else */
+    _Atomic bool told;              /* that the guest tried */
     uint32_t mem_align;             /* of buffers, for O_DIRECT */
     _Atomic bool no_punch, no_zero; /* the file system cannot */
     _Atomic uint64_t slow_until;    /* ns: small writes go asynchronously until then, since they blocked */

@@ -23,9 +23,28 @@ static uint64_t limited_bits(size_t len)
 
 /* ---- to the guest ---- */
 
+/* Does the driver take such a frame? What was made for an earlier one, or before it changed its mind, may be of another kind. */
+static bool acceptable(const struct net *n, const struct net_header *h)
+{
+    unsigned guest = atomic_load_explicit(&n->guest, memory_order_relaxed);
+    unsigned need = h->flags & NET_HDR_NEEDS_CSUM ? GUEST_CSUM : 0;
+    switch (h->gso_type & ~NET_GSO_ECN) {
+    case NET_GSO_NONE: break;
+    case NET_GSO_TCPV4: need |= GUEST_TSO4; break;
+    case NET_GSO_TCPV6: need |= GUEST_TSO6; break;
+    default: return false;
+    }
+    if (h->gso_type & NET_GSO_ECN) need |= GUEST_ECN;
+    return !(need & ~guest);
+}
+
 static bool give(struct net *n, const struct net_header *h, const struct iovec *frame, unsigned iovs, size_t len)
 {
     struct iovec iov[8];
+    if (!acceptable(n, h)) {
+        net_count_drop(n, 0);
+        return true;
+    }
     iov[0] = (struct iovec){(void *)h, sizeof *h};
     if (iovs > 7) iovs = 7;
     memcpy(iov + 1, frame, iovs * sizeof *iov);
@@ -117,6 +136,14 @@ static void drop_first(struct net *n)
     free(w);
 }
 
+static void drop_all(struct net *n)
+{
+    while (n->first) {
+        drop_first(n);
+        net_count_drop(n, 0);
+    }
+}
+
 /* Frames that waited, as far as they go now. On the loop's thread. */
 static void drain(void *ctx)
 {
@@ -124,6 +151,7 @@ static void drain(void *ctx)
     pthread_mutex_lock(n->lock);
     atomic_store(&n->draining, false);
     bool had = n->first != NULL;
+    if (atomic_exchange(&n->forget, false)) drop_all(n);
     while (n->first && !n->held) {
         struct net_waiting *w = n->first;
         uint64_t now = n->in.active ? clock_mono_ns() : 0;
@@ -139,10 +167,21 @@ static void drain(void *ctx)
     pthread_mutex_unlock(n->lock);
 }
 
+static void post_drain(struct net *n)
+{
+    if (atomic_exchange(&n->draining, true)) return;
+    if (event_loop_post(n->loop, drain, n)) atomic_store(&n->draining, false);
+}
+
+void net_forget(struct net *n)
+{
+    atomic_store(&n->forget, true);
+    post_drain(n);
+}
+
 void net_receive_ready(struct net *n)
 {
-    if (!atomic_load(&n->waiting) || atomic_exchange(&n->draining, true)) return;
-    if (event_loop_post(n->loop, drain, n)) atomic_store(&n->draining, false);
+    if (atomic_load(&n->waiting)) post_drain(n);
 }
 
 /* ---- from the guest ---- */
@@ -205,10 +244,10 @@ void net_on_writable(struct net *n, void (*fn)(void *ctx), void *ctx)
 
 /* ---- settings ---- */
 
-void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn, bool ufo)
+void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn)
 {
     unsigned guest = (csum ? GUEST_CSUM : 0) | (csum && tso4 ? GUEST_TSO4 : 0) | (csum && tso6 ? GUEST_TSO6 : 0) |
-                     (csum && ecn ? GUEST_ECN : 0) | (csum && ufo ? GUEST_UFO : 0);
+                     (csum && ecn ? GUEST_ECN : 0);
     atomic_store(&n->guest, guest);
     if (n->ops->offloads) n->ops->offloads(n, guest);
 }
@@ -218,10 +257,7 @@ void net_set_link(struct net *n, bool up)
     if (atomic_exchange(&n->link, up) == up) return;
     if (!up) {
         pthread_mutex_lock(n->lock);
-        while (n->first) {
-            drop_first(n);
-            net_count_drop(n, 0);
-        }
+        drop_all(n);
         atomic_store(&n->waiting, false);
         if (n->ops->resume) n->ops->resume(n);
         pthread_mutex_unlock(n->lock);

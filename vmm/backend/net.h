@@ -110,10 +110,12 @@ void net_send_end(struct net *n);
 void net_on_writable(struct net *n, void (*fn)(void *ctx), void *ctx);
 /* The guest made room. Cheap when nothing waits; receive() comes later on the loop's thread. Any lock may be held. */
 void net_receive_ready(struct net *n);
+/* The driver was reset: frames that wait are dropped, they were for the one before. Any lock may be held. */
+void net_forget(struct net *n);
 /* Counts bytes, copies and errors there too. Before the first frame. */
 void net_count_into(struct net *n, struct device_stats *s);
 /* What the guest's driver accepts to receive (virtio feature bits GUEST_CSUM, GUEST_TSO4 ...). Nothing until this is called. */
-void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn, bool ufo);
+void net_set_guest_offloads(struct net *n, bool csum, bool tso4, bool tso6, bool ecn);
 /* Plugs the cable out or in: frames are dropped while it is out. Not with a lock of the front end held. */
 void net_set_link(struct net *n, bool up);
 /* While held, frames for the guest wait as when it has no room. Not with a lock of the front end held. */

@@ -14,7 +14,7 @@
 #define NET_ETHERNET 14u
 
 /* What net_set_guest_offloads() was told, as bits. */
-enum { GUEST_CSUM = 1, GUEST_TSO4 = 2, GUEST_TSO6 = 4, GUEST_ECN = 8, GUEST_UFO = 16 };
+enum { GUEST_CSUM = 1, GUEST_TSO4 = 2, GUEST_TSO6 = 4, GUEST_ECN = 8 };
 
 struct net_ops {
     const char *kind;
@@ -55,8 +55,9 @@ struct net {
     uint32_t waiting_bytes;
     _Atomic bool waiting; /* first != NULL */
     _Atomic bool draining;
-    bool held;      /* nothing is delivered: the guest is paused */
-    bool delivered; /* receive_end() is due */
+    _Atomic bool forget; /* what waits is for nobody */
+    bool held;           /* nothing is delivered: the guest is paused */
+    bool delivered;      /* receive_end() is due */
     struct limiter in;
     uint64_t in_since; /* a limit holds frames up since then; 0: no */
     struct event_timer in_timer;

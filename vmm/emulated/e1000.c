@@ -134,7 +134,7 @@ static void reset(void *dev)
     d->quiet_until = 0;
     update_line(d);
     pthread_mutex_unlock(&d->irq_lock);
-    net_receive_ready(d->net); /* what waits is lost */
+    net_forget(d->net);
 }
 
 static void write_ctrl(struct e1000 *d, uint32_t v)

@@ -107,6 +107,7 @@ struct machine {
     int status;
     uint64_t start_ns, end_ns;
     uint64_t resets;
+    _Atomic unsigned triple_faults;
     uint64_t output_bytes; /* taken by the console; loop's thread */
 };
 

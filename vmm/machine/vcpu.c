@@ -27,6 +27,8 @@
 #define POLL_GAP_NS 50000      /* a longer time between these: another thread ran here */
 #define POLL_PAUSE_NS 20000000 /* then there is no polling for so long */
 
+#define TRIPLE_FAULT_LINES 4 /* a guest that resets itself all day must not fill the log */
+
 /* ---- sleep and wake-up: no lock, no system call unless somebody sleeps ---- */
 
 static void wake(struct machine_vcpu *v)
@@ -239,7 +241,8 @@ static void triple_fault(struct machine_vcpu *v)
 {
     struct machine *m = v->machine;
     if (!m->no_reboot) {
-        nc_info("vcpu %u: triple fault; the machine resets", v->id);
+        if (atomic_fetch_add(&m->triple_faults, 1) < TRIPLE_FAULT_LINES)
+            nc_info("vcpu %u: triple fault; the machine resets", v->id);
         machine_reset(m);
         return;
     }

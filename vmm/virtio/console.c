@@ -74,6 +74,10 @@ static size_t input(void *ctx, const uint8_t *data, size_t len)
         size_t n = virtio_write(c, 0, data + done, len - done);
         done += n;
         virtio_push(c, n);
+        if (!n) { /* more and more of these would keep us here for ever */
+            virtio_broken(d->virtio, "a receive buffer has no room");
+            break;
+        }
     }
     virtio_flush(q);
     virtio_queue_unlock(q);

@@ -335,7 +335,8 @@ void virtio_machine_reset(struct virtio_device *v)
     if (v->ops->drain) v->ops->drain(v->dev);
     pthread_mutex_lock(&v->lock);
     finish_reset(v);
-    if (v->resetting) nc_warn("%s: requests are in flight after a reset of the machine", v->name);
+    if (v->resetting && atomic_fetch_add(&v->complaints, 1) < MAX_COMPLAINTS)
+        nc_warn("%s: requests are in flight after a reset", v->name);
     pthread_mutex_unlock(&v->lock);
 }
 

@@ -368,7 +368,7 @@ static bool set_pairs(struct virtio_net *v, const struct command *c)
 static void apply_offloads(struct virtio_net *v, uint64_t f)
 {
     net_set_guest_offloads(v->net, f & VIRTIO_BIT(VIRTIO_NET_F_GUEST_CSUM), f & VIRTIO_BIT(VIRTIO_NET_F_GUEST_TSO4),
-                           f & VIRTIO_BIT(VIRTIO_NET_F_GUEST_TSO6), f & VIRTIO_BIT(VIRTIO_NET_F_GUEST_ECN), false);
+                           f & VIRTIO_BIT(VIRTIO_NET_F_GUEST_TSO6), f & VIRTIO_BIT(VIRTIO_NET_F_GUEST_ECN));
 }
 
 static bool set_offloads(struct virtio_net *v, const struct command *c)
@@ -481,7 +481,7 @@ static void on_reset(void *dev)
     v->status &= (uint16_t)~VIRTIO_NET_S_ANNOUNCE;
     pthread_mutex_unlock(&v->lock);
     publish(v);
-    net_receive_ready(v->net); /* what waits for a driver that is gone need not wait any more */
+    net_forget(v->net);
 }
 
 static const struct virtio_ops ops = {
