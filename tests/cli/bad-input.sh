@@ -122,12 +122,16 @@ bad 'disk: unknown key' 'unknown key colour' run -k "$dir/kernel" -d "$dir/disk,
 bad 'disk: unknown model' 'if=floppy.*virtio, ahci' run -k "$dir/kernel" -d "$dir/disk,if=floppy"
 bad 'disk: limit without a number' 'read_bps=fast.*no number' run -k "$dir/kernel" -d "$dir/disk,read_bps=fast"
 bad 'disk: the same one twice' "$dir/disk.*in use" run -k "$dir/kernel" -d "$dir/disk" -d "$dir/disk,ro"
+bad 'disk: called as a network card' 'two devices called a;' run -k "$dir/kernel" -n none,id=a -d "$dir/disk,id=a"
+for own in console0 ahci0 vsock0 rng0; do
+    bad "disk: called $own" "two devices called $own;" run -k "$dir/kernel" -d "$dir/disk,id=$own,if=ahci" --console "file=$dir/x" --vsock "cid=3,path=$dir/v"
+done
 bad 'net: unknown kind' "'bridge' is no kind of network; begin with user" run -k "$dir/kernel" -n bridge
 bad 'net: unknown item' "unknown item 'colour'" run -k "$dir/kernel" -n user,colour=red
 bad 'net: no forward' 'hostfwd=2222-22 is no forward; give tcp' run -k "$dir/kernel" -n user,hostfwd=2222-22
 bad 'net: limits at odds' 'peak_in is below avg_in' run -k "$dir/kernel" -n user,avg_in=2M,peak_in=1M
 bad 'net: interface of another kind' 'tap=lo' run -k "$dir/kernel" -n tap=lo
-bad 'net: two of one name' 'two devices named a; give another id' run -k "$dir/kernel" -n none,id=a -n none,id=a
+bad 'net: two of one name' 'two devices called a; give each' run -k "$dir/kernel" -n none,id=a -n none,id=a
 python3 -c 'import socket, sys, time; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1], flush=True); time.sleep(20)' >"$dir/port" &
 taken=$!
 for _ in $(seq 50); do [ -s "$dir/port" ] || sleep 0.1; done

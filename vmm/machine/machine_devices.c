@@ -29,6 +29,15 @@ struct machine_device *machine_device_add(struct machine *m, const char *id, voi
     return d;
 }
 
+int machine_device_claim(struct machine *m, const char *option, const char *id, struct machine_device **out,
+                         struct nerr *e)
+{
+    if (machine_device_find(m, id))
+        return nerr_set(e, -EEXIST, "%s: there are two devices called %s; give each its own id=", option, id);
+    *out = machine_device_add(m, id, NULL, NULL);
+    return *out ? 0 : nerr_set(e, -ENOSPC, "%s: more than %d devices are not possible", option, MACHINE_MAX_DEVICES);
+}
+
 struct machine_device *machine_device_find(struct machine *m, const char *id)
 {
     for (unsigned i = 0; i < m->devices && id[0]; i++)
@@ -82,8 +91,9 @@ static int add_disks(struct machine *m, const struct machine_config *c, struct n
 {
     for (unsigned i = 0; i < c->ndisks; i++) {
         const struct machine_disk *disk = &c->disks[i];
-        struct machine_device *slot = machine_device_add(m, disk->id, NULL, NULL);
-        int r = block_open(&disk->block, m->loop, &slot->block, e);
+        struct machine_device *slot;
+        int r = machine_device_claim(m, "--disk", disk->id, &slot, e);
+        if (!r) r = block_open(&disk->block, m->loop, &slot->block, e);
         if (r) return r;
         switch (disk->model) {
         case MACHINE_DISK_VIRTIO: r = machine_virtio_disk_create(m, disk, slot, e); break;
@@ -119,8 +129,11 @@ static int add_ahci(struct machine *m, const struct machine_config *c, struct ne
     }
     if (!n) return 0;
     struct ahci *a;
-    struct machine_device *slot = machine_device_add(m, "ahci0", NULL, destroy_ahci);
-    int r = ahci_create(m->pci, -1, slot->id, disk, n, &a, e);
+    struct machine_device *slot;
+    int r = machine_device_claim(m, "--disk", "ahci0", &slot, e);
+    if (r) return r;
+    slot->destroy = destroy_ahci;
+    r = ahci_create(m->pci, -1, slot->id, disk, n, &a, e);
     if (!r) slot->dev = a;
     return r;
 }
@@ -135,7 +148,10 @@ static int add_ports(struct machine *m, const struct machine_config *c, struct n
     int r = 0;
     for (unsigned i = 0; i < c->nports && !r; i++) {
         struct virtio_console *d;
-        struct machine_device *slot = machine_device_add(m, c->ports[i].id, NULL, destroy_port);
+        struct machine_device *slot;
+        r = machine_device_claim(m, "--console", c->ports[i].id, &slot, e);
+        if (r) break;
+        slot->destroy = destroy_port;
         struct virtio_console_options o = {
             .name = slot->id, .loop = m->loop, .kind = c->ports[i].kind, .path = c->ports[i].path};
         r = virtio_console_create(m->pci, -1, &o, &d, e);
@@ -153,9 +169,12 @@ static int add_vsock(struct machine *m, const struct machine_config *c, struct n
 {
     if (!c->vsock.path) return 0;
     struct virtio_vsock *d;
-    struct machine_device *slot = machine_device_add(m, "vsock0", NULL, destroy_vsock);
+    struct machine_device *slot;
+    int r = machine_device_claim(m, "--vsock", "vsock0", &slot, e);
+    if (r) return r;
+    slot->destroy = destroy_vsock;
     struct virtio_vsock_options o = {.name = slot->id, .loop = m->loop, .cid = c->vsock.cid, .path = c->vsock.path};
-    int r = virtio_vsock_create(m->pci, -1, &o, &d, e);
+    r = virtio_vsock_create(m->pci, -1, &o, &d, e);
     if (!r) slot->dev = d;
     return r;
 }
@@ -170,9 +189,12 @@ static int add_rng(struct machine *m, const struct machine_config *c, struct ner
 {
     (void)c;
     struct virtio_rng *d;
-    struct machine_device *slot = machine_device_add(m, "rng0", NULL, destroy_rng);
+    struct machine_device *slot;
+    int r = machine_device_claim(m, "machine", "rng0", &slot, e);
+    if (r) return r;
+    slot->destroy = destroy_rng;
     struct virtio_rng_config cfg = {.name = slot->id, .loop = m->loop, .rate = RNG_RATE};
-    int r = virtio_rng_create(m->pci, -1, &cfg, &d, e);
+    r = virtio_rng_create(m->pci, -1, &cfg, &d, e);
     if (!r) slot->dev = d;
     return r;
 }

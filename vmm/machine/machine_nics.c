@@ -18,13 +18,6 @@ static void make_mac(const char *name, unsigned number, uint8_t mac[6])
     memcpy(mac, made, 6);
 }
 
-static bool id_taken(const struct machine *m, const char *id)
-{
-    for (unsigned i = 0; i < m->devices; i++)
-        if (strcmp(m->device[i].id, id) == 0) return true;
-    return false;
-}
-
 static void destroy_virtio(void *dev)
 {
     virtio_net_destroy(dev);
@@ -67,10 +60,10 @@ static int add_nic(struct machine *m, const struct machine_nic *given, unsigned 
     static const uint8_t none[6];
     if (!nic.id[0]) snprintf(nic.id, sizeof nic.id, "net%u", number);
     if (!memcmp(nic.mac, none, 6)) make_mac(m->name, number, nic.mac);
-    if (id_taken(m, nic.id))
-        return nerr_set(e, -EEXIST, "--net: there are two devices named %s; give another id=", nic.id);
     /* In the list first: its name must stay where it is. */
-    struct machine_device *d = machine_device_add(m, nic.id, NULL, NULL);
+    struct machine_device *d;
+    int r = machine_device_claim(m, "--net", nic.id, &d, e);
+    if (r) return r;
     return nic.model == MACHINE_NIC_E1000 ? add_e1000(m, &nic, d, e) : add_virtio(m, &nic, d, e);
 }
 
