@@ -268,7 +268,8 @@ int event_fd_add(struct event_loop *l, int fd, uint32_t events, void (*fn)(void 
     pthread_mutex_unlock(&l->lock);
     if (!err) return 0;
     free(w);
-    return nerr_set(e, -err, "cannot watch file descriptor %d: %s", fd, strerror(err));
+    return nerr_set(e, -err, "one more file descriptor cannot be watched: %s; give the machine fewer devices",
+                    strerror(err));
 }
 
 int event_fd_modify(struct event_loop *l, int fd, uint32_t events)

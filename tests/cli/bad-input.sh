@@ -118,6 +118,7 @@ bad 'disk: directory' "$dir/directory.*neither" run -k "$dir/kernel" -d "$dir/di
 bad 'disk: fifo' "$dir/fifo.*neither" run -k "$dir/kernel" -d "$dir/fifo"
 bad 'disk: format that is not supported' 'vmdk.*qemu-img convert' run -k "$dir/kernel" -d "$dir/vmdk"
 bad 'disk: damaged qcow2' "$dir/half.qcow2.*qemu-storage-daemon" run -k "$dir/kernel" -d "$dir/half.qcow2"
+TMPDIR=/none bad 'disk: no place for a socket' "$dir/half.qcow2: .*TMPDIR" run -k "$dir/kernel" -d "$dir/half.qcow2"
 bad 'disk: unknown key' 'unknown key colour' run -k "$dir/kernel" -d "$dir/disk,colour=red"
 bad 'disk: unknown model' 'if=floppy.*virtio, ahci' run -k "$dir/kernel" -d "$dir/disk,if=floppy"
 bad 'disk: limit without a number' 'read_bps=fast.*no number' run -k "$dir/kernel" -d "$dir/disk,read_bps=fast"

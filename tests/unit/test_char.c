@@ -6,7 +6,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include "vmm/backend/char.h"
 #include "vmm/backend/unix.h"
@@ -163,6 +166,40 @@ static void test_socket(void **state)
     assert_int_equal(access("char-test-socket", F_OK), -1);
 }
 
+/* Without a descriptor for a client the loop does not spin; and when there is one, the client has waited. */
+static void test_no_descriptors(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new();
+    struct front f;
+    struct rlimit before, none;
+    unlink("char-test-socket");
+    struct chardev *c = open_char(b, &f, CHAR_SOCKET, "char-test-socket");
+    int fd = unix_connect("char-test-socket");
+    assert_true(fd >= 0);
+    write_until_read(c, fd);
+    close(fd);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "char-test-socket"};
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 0;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    clockid_t clock;
+    struct timespec start, end;
+    assert_int_equal(pthread_getcpuclockid(b->thread, &clock), 0);
+    assert_int_equal(clock_gettime(clock, &start), 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+    sleep_us(500000);
+    assert_int_equal(clock_gettime(clock, &end), 0);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    double used = (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9;
+    if (used > 0.05) fail_msg("the loop used %.3f s of half a second", used);
+    write_until_read(c, fd);
+    close(fd);
+    finish(b, c);
+}
+
 static void test_file(void **state)
 {
     (void)state;
@@ -244,8 +281,8 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pty),    cmocka_unit_test(test_socket),  cmocka_unit_test(test_file),
-        cmocka_unit_test(test_listen), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_pty),  cmocka_unit_test(test_socket), cmocka_unit_test(test_no_descriptors),
+        cmocka_unit_test(test_file), cmocka_unit_test(test_listen), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

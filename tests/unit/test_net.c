@@ -186,6 +186,9 @@ static void test_tap(void **state)
     close(peer);
     sleep_us(20000);
     assert_true(nic_send(n, NULL, frame, sizeof frame));
+    net_get_stats(n->net, &s);
+    assert_int_equal(s.dropped[1], 4);
+    assert_int_equal(s.frames[1], 1);
     nic_free(n);
 }
 

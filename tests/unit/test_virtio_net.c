@@ -343,6 +343,15 @@ static void test_filter(void **state)
     assert_int_equal(control(&t, 2, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, "\xff\xff\xff\xff", 4),
                      VIRTIO_NET_ERR);
     assert_true(comes_in(&t, "\x02\0\0\0\0\x09"));
+    /* A table too long for the device opens it, and the next one closes it again. */
+    uint8_t many[4 + 65 * 6 + 4] = {65};
+    assert_int_equal(control(&t, 2, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, many, sizeof many),
+                     VIRTIO_NET_OK);
+    assert_true(comes_in(&t, "\x02\0\0\0\0\x0b"));
+    assert_int_equal(control(&t, 2, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, tables, sizeof tables),
+                     VIRTIO_NET_OK);
+    assert_false(comes_in(&t, "\x02\0\0\0\0\x0b"));
+    assert_true(comes_in(&t, "\x02\0\0\0\0\x09"));
     /* A new address. */
     uint8_t mac[6];
     assert_int_equal(control(&t, 2, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, "\x02\0\0\0\0\x07", 6),

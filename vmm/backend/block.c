@@ -172,7 +172,8 @@ static void run_waiting(struct block *b)
     struct block_request *r;
     pthread_mutex_lock(&b->lock);
     while ((r = limits_next(b, now, &wait))) block_queue_push(&go, r);
-    if (wait) event_timer_arm(&b->timer, now + wait, 0);
+    b->wake_at = wait ? now + wait : 0;
+    if (wait) event_timer_arm(&b->timer, b->wake_at, 0);
     pthread_mutex_unlock(&b->lock);
     if (!go.head) return;
     block_plug(b);
@@ -199,7 +200,10 @@ static bool limits_hold(struct block *b, struct block_request *r)
     if (hold) {
         block_private(r)->since = now;
         block_queue_push(&b->waiting[kind], r);
-        if (!behind && (!b->timer.slot || b->timer.deadline > now + wait)) event_timer_arm(&b->timer, now + wait, 0);
+        if (!behind && (!b->wake_at || b->wake_at > now + wait)) {
+            b->wake_at = now + wait;
+            event_timer_arm(&b->timer, b->wake_at, 0);
+        }
     } else {
         limits_charge(b, r, now);
     }

@@ -121,6 +121,7 @@ struct block {
     struct limiter bps[LIMIT_KINDS], iops[LIMIT_KINDS];
     struct block_queue waiting[2]; /* reads, writes */
     bool writes_first;             /* whose turn it is */
+    uint64_t wake_at;              /* when the timer goes off; 0: it is not armed */
     struct event_timer timer;
     bool timer_made;
 

@@ -31,7 +31,7 @@ struct chardev {
     struct char_port port;
     char where[256], link[256];
     int listener;             /* CHAR_SOCKET */
-    struct event_timer timer; /* CHAR_PTY */
+    struct event_timer timer; /* looks again: for somebody at a terminal, for descriptors to accept a client with */
 
     pthread_mutex_t lock;
     int fd;         /* terminal, client or file; -1: none */
@@ -212,6 +212,10 @@ static void look(void *ctx)
 {
     struct chardev *c = ctx;
     struct pollfd p = {.fd = c->fd};
+    if (c->kind == CHAR_SOCKET) { /* there may be descriptors now */
+        event_fd_modify(c->loop, c->listener, EPOLLIN);
+        return;
+    }
     if (poll(&p, 1, 0) >= 0 && !(p.revents & POLLHUP)) {
         event_timer_cancel(&c->timer);
         attach(c, c->fd);
@@ -251,7 +255,12 @@ static void on_client(void *ctx, uint32_t events)
     struct chardev *c = ctx;
     (void)events;
     int fd = accept4(c->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) return;
+    if (fd < 0) {
+        if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) return;
+        event_fd_modify(c->loop, c->listener, 0); /* or the loop would try again and again */
+        event_timer_arm(&c->timer, clock_mono_ns() + LOOK_NS, 0);
+        return;
+    }
     event_fd_modify(c->loop, c->listener, 0); /* one at a time: others wait in the queue */
     attach(c, fd);
 }

@@ -219,7 +219,12 @@ bool net_send(struct net *n, const struct iovec *iov, unsigned iovs)
         return true;
     }
     if (atomic_load_explicit(&n->out_limited, memory_order_relaxed) && !out_passes(n, len)) return false;
-    if (!n->ops->send(n, iov, iovs, len)) return false;
+    enum net_sent sent = n->ops->send(n, iov, iovs, len);
+    if (sent == NET_FULL) return false;
+    if (sent == NET_DROPPED) {
+        net_count_drop(n, 1);
+        return true;
+    }
     net_count(&s->frames, 1);
     net_count(&s->bytes, len);
     device_count(&n->device->bytes_out, len);
@@ -371,10 +376,10 @@ void net_fini(struct net *n)
 }
 
 /* A card with its cable out. */
-static bool none_send(struct net *n, const struct iovec *iov, unsigned iovs, size_t len)
+static enum net_sent none_send(struct net *n, const struct iovec *iov, unsigned iovs, size_t len)
 {
     (void)n, (void)iov, (void)iovs, (void)len;
-    return true;
+    return NET_DROPPED;
 }
 
 static const struct net_ops none_ops = {.kind = "none", .send = none_send};
@@ -382,7 +387,7 @@ static const struct net_ops none_ops = {.kind = "none", .send = none_send};
 static int none_open(struct event_loop *loop, const struct net_port *port, struct net **out, struct nerr *e)
 {
     struct net *n = calloc(1, sizeof *n);
-    if (!n) return nerr_set(e, -ENOMEM, "network: out of memory");
+    if (!n) return nerr_set(e, -ENOMEM, "--net: out of memory");
     net_init(n, &none_ops, loop, port);
     n->offloads = true;
     atomic_store(&n->link, false);
@@ -395,8 +400,7 @@ int net_open(const struct net_config *cfg, struct event_loop *loop, const struct
 {
     *out = NULL;
     if (cfg->mtu && (cfg->mtu < NET_MTU_MIN || cfg->mtu > NET_MTU_MAX))
-        return nerr_set(e, -EINVAL, "network: mtu=%u is not possible; give %u to %u", cfg->mtu, NET_MTU_MIN,
-                        NET_MTU_MAX);
+        return nerr_set(e, -EINVAL, "--net: mtu=%u is not possible; give %u to %u", cfg->mtu, NET_MTU_MIN, NET_MTU_MAX);
     int r = net_check_limits(&cfg->limits, e);
     if (r) return r;
     struct net *n = NULL;

@@ -16,10 +16,12 @@
 /* What net_set_guest_offloads() was told, as bits. */
 enum { GUEST_CSUM = 1, GUEST_TSO4 = 2, GUEST_TSO6 = 4, GUEST_ECN = 8 };
 
+enum net_sent { NET_FULL, NET_SENT, NET_DROPPED };
+
 struct net_ops {
     const char *kind;
-    /* A frame of the guest, of at least an Ethernet header; without n->lock. False: full, n's writable callback follows. */
-    bool (*send)(struct net *n, const struct iovec *iov, unsigned iovs, size_t len);
+    /* A frame of the guest, of at least an Ethernet header; without n->lock. NET_FULL: n's writable callback follows. */
+    enum net_sent (*send)(struct net *n, const struct iovec *iov, unsigned iovs, size_t len);
     void (*send_end)(struct net *n); /* may be NULL */
     /* Frames waited and have all been delivered: read on. With n->lock. */
     void (*resume)(struct net *n);

@@ -86,21 +86,18 @@ static void tap_resume(struct net *n)
     watch(t);
 }
 
-static bool tap_send(struct net *n, const struct iovec *iov, unsigned iovs, size_t len)
+static enum net_sent tap_send(struct net *n, const struct iovec *iov, unsigned iovs, size_t len)
 {
     struct tap *t = tap_of(n);
     (void)len;
-    if (writev(t->fd, iov, (int)iovs) >= 0) return true;
-    if (errno != EAGAIN) {
-        net_count(&n->stats[1].dropped,
-                  1); /* refused by the kernel: a header that makes no sense, or an interface that is down */
-        return true;
-    }
+    if (writev(t->fd, iov, (int)iovs) >= 0) return NET_SENT;
+    /* Refused by the kernel: a header that makes no sense, or an interface that is down. */
+    if (errno != EAGAIN) return NET_DROPPED;
     pthread_mutex_lock(n->lock);
     t->full = true;
     watch(t);
     pthread_mutex_unlock(n->lock);
-    return false;
+    return NET_FULL;
 }
 
 static void tap_offloads(struct net *n, unsigned guest)
@@ -147,7 +144,11 @@ static int open_error(const char *name, int err, struct nerr *e)
         return nerr_set(e, -err, "--net: tap=%s: no permission; make it yours with 'ip tuntap add mode tap user ...'",
                         name);
     case EBUSY: return nerr_set(e, -err, "--net: tap=%s is in use by another process; give another", name);
-    case EINVAL: return nerr_set(e, -err, "--net: tap=%s is an interface of another kind; give a tap device", name);
+    case EINVAL:
+        return nerr_set(
+            e, -err,
+            "--net: tap=%s is an interface of another kind, or made with multi_queue; give a tap device made without",
+            name);
     default: return nerr_set(e, -err, "--net: tap=%s: %s", name, strerror(err));
     }
 }
@@ -196,7 +197,7 @@ int net_tap_open(const struct net_config *cfg, struct event_loop *loop, const st
                  struct nerr *e)
 {
     struct tap *t = calloc(1, sizeof *t);
-    if (!t) return nerr_set(e, -ENOMEM, "tap: out of memory");
+    if (!t) return nerr_set(e, -ENOMEM, "--net: tap: out of memory");
     net_init(&t->net, &tap_ops, loop, port);
     t->net.offloads = true;
     t->reading = true;

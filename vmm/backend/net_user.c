@@ -297,7 +297,7 @@ static ssize_t on_packet(const void *data, size_t len, void *opaque)
 
 /* ---- from the guest ---- */
 
-static bool user_send(struct net *n, const struct iovec *iov, unsigned iovs, size_t len)
+static enum net_sent user_send(struct net *n, const struct iovec *iov, unsigned iovs, size_t len)
 {
     struct user *u = user_of(n);
     const struct net_header *h = iov[0].iov_base;
@@ -311,15 +311,14 @@ static bool user_send(struct net *n, const struct iovec *iov, unsigned iovs, siz
     }
     net_count_copy(n, len);
     bool ip = offload_parse(u->scratch, len, &f);
-    if ((ip && f.end - f.l3 > IP_MAX) || !offload_checksum(h, u->scratch, len)) {
-        net_count_drop(n, 1);
-    } else {
+    bool good = !(ip && f.end - f.l3 > IP_MAX) && offload_checksum(h, u->scratch, len);
+    if (good) {
         if (ip) offload_raise_mss(u->scratch, &f, SEGMENT_MAX, false);
         slirp_input(u->slirp, u->scratch, (int)len);
         u->dirty = true;
     }
     pthread_mutex_unlock(&slirp_lock);
-    return true;
+    return good ? NET_SENT : NET_DROPPED;
 }
 
 static void user_send_end(struct net *n)
@@ -356,9 +355,9 @@ static int check_network(const struct net_user_config *c, uint32_t net, uint32_t
     char text[INET_ADDRSTRLEN] = "";
     inet_ntop(AF_INET, &c->network, text, sizeof text);
     if (host & (host + 1) || host < 31 || host > 0xffffff)
-        return nerr_set(e, -EINVAL, "user network: %s has an impossible prefix; give /8 to /27", text);
+        return nerr_set(e, -EINVAL, "--net: user: %s has an impossible prefix; give /8 to /27", text);
     if (net & host)
-        return nerr_set(e, -EINVAL, "user network: %s has bits set behind its prefix; give the network's own address",
+        return nerr_set(e, -EINVAL, "--net: user: %s has bits set behind its prefix; give the network's own address",
                         text);
     return 0;
 }
@@ -389,9 +388,9 @@ static int start_slirp(struct user *u, const struct net_user_config *c, struct n
     inet_pton(AF_INET6, "fec0::2", &s.vhost6);
     inet_pton(AF_INET6, "fec0::3", &s.vnameserver6);
     if ((s.vnameserver.s_addr & s.vnetmask.s_addr) != s.vnetwork.s_addr || s.vnameserver.s_addr == s.vhost.s_addr)
-        return nerr_set(e, -EINVAL, "user network: the name server is not an address of its own within the network");
+        return nerr_set(e, -EINVAL, "--net: user: the name server is not an address of its own within the network");
     u->slirp = slirp_new(&s, &callbacks, u);
-    return u->slirp ? 0 : nerr_set(e, -EINVAL, "user network: libslirp does not start with these settings");
+    return u->slirp ? 0 : nerr_set(e, -EINVAL, "--net: user: libslirp does not start with these settings");
 }
 
 static int add_forward(struct user *u, const struct net_forward *f, struct nerr *e)
@@ -429,14 +428,14 @@ int net_user_open(const struct net_config *cfg, struct event_loop *loop, const s
                   struct nerr *e)
 {
     struct user *u = calloc(1, sizeof *u);
-    if (!u) return nerr_set(e, -ENOMEM, "user network: out of memory");
+    if (!u) return nerr_set(e, -ENOMEM, "--net: user: out of memory");
     net_init(&u->net, &user_ops, loop, port);
     u->net.lock = &slirp_lock;
     u->net.offloads = true;
     u->highest = -1;
     event_timer_init(&u->timer, loop, on_timeout, u);
     u->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    int r = u->epoll_fd < 0 ? nerr_set(e, -errno, "user network: %s", strerror(errno)) : 0;
+    int r = u->epoll_fd < 0 ? nerr_set(e, -errno, "--net: user: %s", strerror(errno)) : 0;
     pthread_mutex_lock(&slirp_lock);
     if (!r) r = start_slirp(u, &cfg->user, e);
     for (unsigned i = 0; i < cfg->user.forwards && !r; i++) r = add_forward(u, &cfg->user.forward[i], e);

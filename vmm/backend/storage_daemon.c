@@ -139,7 +139,7 @@ static void become_daemon(pid_t parent, int listener, int messages, char *const 
 }
 
 /* A socket that nobody else can reach: in a directory of our own, and unlinked as soon as both ends are there. */
-static int make_sockets(int *listener, int *sock, struct nerr *e)
+static int make_sockets(const char *path, int *listener, int *sock, struct nerr *e)
 {
     char dir[64];
     const char *tmp = getenv("TMPDIR");
@@ -147,14 +147,17 @@ static int make_sockets(int *listener, int *sock, struct nerr *e)
     snprintf(dir, sizeof(dir), "%s/nacelle-XXXXXX", tmp);
     struct sockaddr_un a = {.sun_family = AF_UNIX};
     *listener = *sock = -1;
-    if (!mkdtemp(dir)) return nerr_set(e, -errno, "cannot make a directory in %s: %s", tmp, strerror(errno));
+    if (!mkdtemp(dir))
+        return nerr_set(e, -errno, "disk %s: cannot make a directory in %s: %s; set TMPDIR to one that can be written",
+                        path, tmp, strerror(errno));
     snprintf(a.sun_path, sizeof(a.sun_path), "%s/s", dir);
     *listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     *sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int r = 0;
     if (*listener < 0 || *sock < 0 || bind(*listener, (struct sockaddr *)&a, sizeof(a)) || listen(*listener, 1) ||
         connect(*sock, (struct sockaddr *)&a, sizeof(a)))
-        r = nerr_set(e, -errno, "cannot make a socket in %s: %s", dir, strerror(errno));
+        r = nerr_set(e, -errno, "disk %s: cannot make a socket in %s: %s; set TMPDIR to another directory", path, tmp,
+                     strerror(errno));
     unlink(a.sun_path);
     rmdir(dir);
     return r;
@@ -182,7 +185,7 @@ int storage_daemon_start(const struct block_config *cfg, const char *format, str
     d->messages = memfd_create("qemu-storage-daemon messages", MFD_CLOEXEC);
     int r = d->messages < 0 ? nerr_set(e, -errno, "disk %s: memfd: %s", cfg->path, strerror(errno)) : 0;
     if (!r) r = describe(cfg, format, texts, e);
-    if (!r) r = make_sockets(&listener, &d->sock, e);
+    if (!r) r = make_sockets(cfg->path, &listener, &d->sock, e);
     if (!r) r = spawn(d, listener, cfg, texts, e);
     if (listener >= 0) close(listener); /* the daemon has the only one: with its end our connection ends */
     free(texts[0]);

@@ -212,12 +212,12 @@ static void do_nothing(struct ahci_slot *s)
 
 static void do_check_power(struct ahci_slot *s)
 {
-    ahci_slot_done_with(s, 0xff, s->ata.lba); /* active */
+    ahci_slot_done_with(s, 0, 0xff, s->ata.lba); /* active */
 }
 
 static void do_diagnostic(struct ahci_slot *s)
 {
-    ahci_slot_done_with(s, 1, 1); /* the signature */
+    ahci_slot_done_with(s, 1, 1, 1); /* passed; the signature */
 }
 
 /* ---- data ---- */

@@ -135,7 +135,7 @@ void ahci_port_reset(struct ahci_port *p);
 /* Called by ahci_ata.c for a command that has not gone to the back end, or has come back; with the port's lock. */
 void ahci_slot_done(struct ahci_slot *s, uint8_t error); /* error register; 0: it went well */
 /* The same with count and LBA that the command returns. */
-void ahci_slot_done_with(struct ahci_slot *s, uint16_t count, uint64_t lba);
+void ahci_slot_done_with(struct ahci_slot *s, uint8_t code, uint16_t count, uint64_t lba);
 void ahci_slot_fatal(struct ahci_slot *s, uint32_t is_bit);
 /* Hands the slot's next data to the back end: request.op, `offset` and `left` say what. May fail the command at once. */
 void ahci_slot_submit(struct ahci_slot *s);

@@ -161,10 +161,11 @@ static void queued_failed(struct ahci_slot *s)
     log[0] = (uint8_t)s->n;
 }
 
-static void end(struct ahci_slot *s, uint8_t error, uint16_t count, uint64_t lba)
+/* `code` is for the error register of a command that did not fail. */
+static void end(struct ahci_slot *s, uint8_t error, uint8_t code, uint16_t count, uint64_t lba)
 {
     struct ahci_port *p = s->port;
-    p->tfd = (uint32_t)error << 8 | ATA_DRDY | ATA_DSC | (error ? ATA_ERR : 0);
+    p->tfd = (uint32_t)(error ? error : code) << 8 | ATA_DRDY | ATA_DSC | (error ? ATA_ERR : 0);
     count_done(s, !error);
     if (s->prd_interrupt) p->is |= IS_DP;
     if (error) {
@@ -186,12 +187,12 @@ static void end(struct ahci_slot *s, uint8_t error, uint16_t count, uint64_t lba
 
 void ahci_slot_done(struct ahci_slot *s, uint8_t error)
 {
-    end(s, error, s->ata.count, s->ata.lba);
+    end(s, error, 0, s->ata.count, s->ata.lba);
 }
 
-void ahci_slot_done_with(struct ahci_slot *s, uint16_t count, uint64_t lba)
+void ahci_slot_done_with(struct ahci_slot *s, uint8_t code, uint16_t count, uint64_t lba)
 {
-    end(s, 0, count, lba);
+    end(s, 0, code, count, lba);
 }
 
 /* The port stops with the command as it is (6.2.2): the driver resets it. */

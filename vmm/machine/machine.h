@@ -24,8 +24,8 @@ struct machine;
 /* Exit statuses of a run. With a debug-exit port the guest's own are odd: (v << 1) | 1. */
 enum machine_status {
     MACHINE_EXIT_OK = 0,     /* powered off; reset under no_reboot; ended by the user */
-    MACHINE_EXIT_HOST = 1,   /* the host failed (memory, event loop) */
-    MACHINE_EXIT_USAGE = 2,  /* bad option, file or size: nothing was run */
+    MACHINE_EXIT_HOST = 1,   /* the host failed during the run (memory, event loop) */
+    MACHINE_EXIT_USAGE = 2,  /* bad option, file or size, or no resources: nothing was run */
     MACHINE_EXIT_TRIPLE = 4, /* triple fault under no_reboot */
     MACHINE_EXIT_ENGINE = 5, /* the CPU engine failed */
 };

@@ -25,6 +25,7 @@ enum { QUEUE_RX, QUEUE_TX }; /* by index modulo 2 */
 
 struct mac_filter {
     bool promisc, allmulti, alluni, nomulti, nouni, nobcast;
+    bool any_unicast, any_multicast; /* the table was too long for us */
     unsigned unicasts, multicasts;
     uint8_t unicast[MAC_TABLE][6], multicast[MAC_TABLE][6];
 };
@@ -109,9 +110,10 @@ static bool wanted(struct virtio_net *v, const uint8_t *to)
     else if (memcmp(to, broadcast, 6) == 0)
         yes = !f->nobcast;
     else if (to[0] & 1)
-        yes = !f->nomulti && (f->allmulti || in_table(f->multicast, f->multicasts, to));
+        yes = !f->nomulti && (f->allmulti || f->any_multicast || in_table(f->multicast, f->multicasts, to));
     else
-        yes = !f->nouni && (f->alluni || memcmp(to, v->mac, 6) == 0 || in_table(f->unicast, f->unicasts, to));
+        yes = !f->nouni &&
+              (f->alluni || f->any_unicast || memcmp(to, v->mac, 6) == 0 || in_table(f->unicast, f->unicasts, to));
     pthread_mutex_unlock(&v->lock);
     return yes;
 }
@@ -346,11 +348,9 @@ static bool set_mac(struct virtio_net *v, const struct command *c)
     if (c->command != VIRTIO_NET_CTRL_MAC_TABLE_SET) return false;
     struct mac_filter new = *f;
     size_t at = 0;
-    if (!mac_table(c, &at, new.unicast, &new.unicasts, &new.alluni) ||
-        !mac_table(c, &at, new.multicast, &new.multicasts, &new.allmulti))
+    if (!mac_table(c, &at, new.unicast, &new.unicasts, &new.any_unicast) ||
+        !mac_table(c, &at, new.multicast, &new.multicasts, &new.any_multicast))
         return false;
-    new.alluni |= f->alluni;
-    new.allmulti |= f->allmulti;
     *f = new;
     return true;
 }

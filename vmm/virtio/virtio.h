@@ -18,7 +18,8 @@
  * written until it is pushed (the driver is told that the reset is done only then), and pushing it then just frees it.
  *
  * Locks: one mutex per queue (pop, push, flush and notify() hold it), one per device (registers; taken before a queue's, never after).
- * A device that has state shared by queues brings its own lock. Nothing here waits for the guest or for I/O. */
+ * A device that has state shared by queues brings its own lock. Nothing here waits for the guest, and only
+ * virtio_machine_reset() for I/O. */
 #ifndef NACELLE_VMM_VIRTIO_H
 #define NACELLE_VMM_VIRTIO_H
 

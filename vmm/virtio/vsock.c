@@ -283,6 +283,7 @@ int virtio_vsock_create(struct pci_bus *b, int slot, const struct virtio_vsock_o
     d->next_port = VSOCK_FIRST_PORT;
     strcpy(d->path, cfg->path);
     pthread_mutex_init(&d->lock, NULL);
+    event_timer_init(&d->listen_timer, d->loop, vsock_listen_again, d);
     for (unsigned i = 0; i < VSOCK_CONNECTIONS; i++) d->connection[i].device = d;
     int r = virtio_pci_create(b, slot, &desc, &d->virtio, e);
     if (!r) r = unix_listen("--vsock", d->path, &d->listener, e);
@@ -300,6 +301,7 @@ void virtio_vsock_destroy(struct virtio_vsock *d)
     pthread_mutex_lock(&d->lock);
     vsock_free_all(d);
     pthread_mutex_unlock(&d->lock);
+    event_timer_destroy(&d->listen_timer);
     if (d->listener >= 0) {
         event_fd_remove(d->loop, d->listener);
         close(d->listener);

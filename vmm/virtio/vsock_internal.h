@@ -2,6 +2,7 @@
 #ifndef NACELLE_VMM_VIRTIO_VSOCK_INTERNAL_H
 #define NACELLE_VMM_VIRTIO_VSOCK_INTERNAL_H
 
+#include "common/event.h"
 #include <linux/virtio_vsock.h>
 #include <pthread.h>
 
@@ -64,6 +65,7 @@ struct virtio_vsock {
     uint64_t cid;
     char path[VSOCK_PATH_MAX];
     int listener;
+    struct event_timer listen_timer;
 
     pthread_mutex_t lock; /* all that follows */
     struct vsock_connection connection[VSOCK_CONNECTIONS];
@@ -94,5 +96,6 @@ void vsock_shutdown(struct virtio_vsock *d, struct vsock_connection *k, uint32_t
 void vsock_answer(struct virtio_vsock *d, struct vsock_connection *k);
 /* The loop's callback for the listener; takes the lock. */
 void vsock_accept(void *ctx, uint32_t events);
+void vsock_listen_again(void *ctx); /* the timer's, after a client could not be taken */
 
 #endif
