@@ -36,6 +36,45 @@ CODE(divides,
      "1: mov %rcx, %rax; xor %edx, %edx; divq (%rsi); mov %rax, (%rdi); add $8, %rsi; add $8, %rdi; dec %rcx; jnz 1b");
 CODE(counts_up, "1: mov %rbx, (%rdi,%rbx); add $8, %rbx; cmp $3000, %rbx; jb 1b");
 
+// Loops in loops: those become one block when the outer one has gone round a few times.
+CODE(
+    rows,
+    "1: mov $3, %r8d; 2: mov (%rsi), %rax; add %rax, (%rdi); add $8, %rdi; dec %r8; jnz 2b; add $8, %rsi; dec %rcx; jnz 1b");
+CODE(long_rows, "and $63, %rcx; or $32, %rcx; 1: mov $40, %r8d; mov %rsi, %r9; 2: mov (%r9), %rax; add %rax, (%rdi);"
+                "add $8, %r9; dec %r8; jnz 2b; add $24, %rdi; dec %rcx; jnz 1b");
+CODE(either,
+     "1: test $1, %cl; jz 2f; add (%rsi), %rax; add $8, %rsi; jmp 3f; 2: xor %rax, (%rdi); add $8, %rdi; 3: inc %rbx;"
+     "test $7, %bl; jnz 4f; mov %bx, 6(%rdi); 4: dec %rcx; jnz 1b");
+CODE(top_test, "1: dec %rcx; js 9f; mov (%rsi), %al; 2: cmpb $0x80, %al; jb 3f; shr $1, %al; inc %rdi; jmp 2b;"
+               "3: mov %al, (%rdi); inc %rsi; inc %rdi; jmp 1b; 9: nop");
+CODE(again, "1: dec %rcx; jz 9f; mov (%rsi), %rax; add $5, %rsi; test $3, %al; jnz 1b; mov %rax, (%rdi); add $9, %rdi;"
+            "cmp $7, %al; jne 1b; 9: nop");
+CODE(carried, "1: mov $4, %r8d; clc; 2: adc (%rsi), %rax; lea 8(%rsi), %rsi; dec %r8; jnz 2b; adc %rax, (%rdi);"
+              "lea 8(%rdi), %rdi; lea -24(%rsi), %rsi; dec %rcx; jnz 1b");
+CODE(
+    stacked,
+    "mov %rsp, %r9; mov %rdi, %rsp; 1: mov $5, %r8d; 2: push %r8; dec %r8; jnz 2b; pop %rax; pop %rdx; mov %rdx, (%rsi);"
+    "add $8, %rsi; dec %rcx; jnz 1b; mov %rsp, %r10; mov %r9, %rsp");
+CODE(
+    crowded,
+    "1: mov $3, %r8d; 2: mov (%rsi), %rax; mov 8(%rsi), %rdx; add %rax, (%rdi); xor 8(%rdi), %rdx; mov 8(%rsi,%rbx,8), %r9;"
+    "add 16(%rsi,%rbx,8), %r9; test $1, %al; jz 3f; mov %r9, (%rdi,%rbx,8); mov %rdx, 8(%rdi,%rbx,8); mov %rdx, %r10;"
+    "mov %r9, %r11; 3: mov %rax, %r12; mov %r10, 16(%rdi); mov %r11, 24(%rdi); xor %r13, %r12; mov %r12, %r13;"
+    "add $8, %rsi; dec %r8; jnz 2b; add $8, %rdi; dec %rcx; jnz 1b");
+CODE(
+    left,
+    "1: mov $6, %r8d; 2: cmpb $0x5a, (%rsi); je 9f; mov %r8b, (%rdi); inc %rsi; inc %rdi; dec %r8; jnz 2b; sub $4, %rsi;"
+    "dec %rcx; jnz 1b; nop; 9: nop");
+CODE(dividing,
+     "1: mov $2, %r8d; 2: mov %rcx, %rax; xor %edx, %edx; divl (%rsi,%r8,4); mov %eax, (%rdi,%r8,8); dec %r8; jnz 2b;"
+     "add $4, %rsi; add $16, %rdi; dec %rcx; jnz 1b");
+CODE(from_outside,
+     "1: mov $3, %r8d; 2: mov (%rsi), %rax; add $8, %rsi; dec %r8; jnz 2b; test $15, %cl; jz 4f; jmp 6f; 4: inc %rbx;"
+     "jmp 8f; 5: add $8, %rdi; 6: mov %rax, (%rdi); dec %rcx; jnz 1b; jmp 9f; 8: inc %rbx; jmp 5b; 9: nop");
+CODE(high_bytes,
+     "1: mov $3, %r8d; 2: mov (%rsi), %ah; xor %ah, (%rdi); mov %al, 1(%rdi); add $3, %rsi; inc %rdi; dec %r8d;"
+     "jnz 2b; dec %rcx; jnz 1b");
+
 static const struct {
     u8 *code;
     const char *name;
@@ -44,10 +83,12 @@ static const struct {
     {               \
         name, #name \
     }
-    ENTRY(store1),    ENTRY(store8),  ENTRY(load8),   ENTRY(copy8),   ENTRY(down8),         ENTRY(down3),
-    ENTRY(step24),    ENTRY(step100), ENTRY(step512), ENTRY(step700), ENTRY(indexed),       ENTRY(index_down),
-    ENTRY(two_moves), ENTRY(still),   ENTRY(pushes),  ENTRY(pops),    ENTRY(moved_between), ENTRY(both_ways),
-    ENTRY(carry),     ENTRY(vectors), ENTRY(reload),  ENTRY(leaves),  ENTRY(divides),       ENTRY(counts_up),
+    ENTRY(store1),    ENTRY(store8),    ENTRY(load8),   ENTRY(copy8),    ENTRY(down8),         ENTRY(down3),
+    ENTRY(step24),    ENTRY(step100),   ENTRY(step512), ENTRY(step700),  ENTRY(indexed),       ENTRY(index_down),
+    ENTRY(two_moves), ENTRY(still),     ENTRY(pushes),  ENTRY(pops),     ENTRY(moved_between), ENTRY(both_ways),
+    ENTRY(carry),     ENTRY(vectors),   ENTRY(reload),  ENTRY(leaves),   ENTRY(divides),       ENTRY(counts_up),
+    ENTRY(rows),      ENTRY(long_rows), ENTRY(either),  ENTRY(top_test), ENTRY(again),         ENTRY(carried),
+    ENTRY(stacked),   ENTRY(crowded),   ENTRY(left),    ENTRY(dividing), ENTRY(high_bytes),    ENTRY(from_outside),
 };
 
 enum layout { RAM, HOLE, READ_ONLY, MMIO, LAYOUTS };

@@ -191,6 +191,132 @@ static void all_forms(u64 low, u64 high, const char *layout, bool read_only)
     for (unsigned i = 0; i < sizeof avx_forms / sizeof *avx_forms; i++) try(&avx_forms[i], true, layout, false);
 }
 
+/* ---- what only shows on a page border ---- */
+
+CODE(load16, "movups (%rbx), %xmm2; movq %xmm2, %rax");
+CODE(load8, "mov (%rbx), %rax");
+CODE(store8, "mov %rax, (%rbx)");
+CODE(store16, "movups %xmm1, (%rbx)");
+CODE(add8, "add %rax, (%rbx)");
+static const struct {
+    u8 *code;
+    u32 size;
+    bool reads, writes;
+} plain[] = {{load16, 16, true, false},
+             {load8, 8, true, false},
+             {store8, 8, false, true},
+             {store16, 16, false, true},
+             {add8, 8, true, true}};
+
+static u64 cross(unsigned n, u64 before)
+{
+    ctx_kernel(&c, plain[n].code);
+    c.gpr[RBX] = edge - before;
+    return ctx_run(&c);
+}
+
+/* The fault is that of the first byte that cannot be accessed, and nothing is written; the code has run with both pages there before. */
+static void missing_pages(const char *layout)
+{
+    for (unsigned n = 0; n < sizeof plain / sizeof *plain; n++)
+        for (unsigned first = 0; first < 3; first++) { /* the first page missing, the second, both */
+            u64 low = *pte_of(TEST_VA, 1), high = *pte_of(edge, 1), at = edge - 5;
+            put(edge - 32);
+            CHECK_EQ(cross(n, 5), END);
+            put(edge - 32);
+            memcpy(image, (void *)(edge - 32), 64);
+            if (first != 1) *pte_of(TEST_VA, 1) = 0;
+            if (first != 0) *pte_of(edge, 1) = 0;
+            invlpg(TEST_VA);
+            invlpg(edge);
+            bool ok = CHECK_EQ(cross(n, 5), PF) && CHECK_EQ(c.cr2, first == 1 ? edge : at) &&
+                      CHECK_EQ(c.error, plain[n].writes ? PF_W : 0);
+            *pte_of(TEST_VA, 1) = low;
+            *pte_of(edge, 1) = high;
+            invlpg(TEST_VA);
+            invlpg(edge);
+            ok &= CHECK(memcmp((void *)(edge - 32), image, 64) == 0);
+            if (!ok) print("    form %u, %s, missing %u\n", n, layout, first);
+        }
+}
+
+/* Both pages get their accessed bits, those written their dirty bits, also when only one lacks them. */
+static void accessed_dirty(const char *layout)
+{
+    for (unsigned n = 0; n < sizeof plain / sizeof *plain; n++)
+        for (unsigned without = 1; without < 4; without++) {
+            CHECK_EQ(cross(n, 3), END);
+            for (unsigned i = 0; i < 2; i++) {
+                u64 va = TEST_VA + i * PAGE;
+                if (without & 1u << i) *pte_of(va, 1) &= ~(PTE_A | PTE_D);
+                invlpg(va);
+            }
+            CHECK_EQ(cross(n, 3), END);
+            u64 want = PTE_A | (plain[n].writes ? PTE_D : 0), got = *pte_of(TEST_VA, 1) & *pte_of(edge, 1);
+            bool clean = plain[n].writes || !(without & 1) || !(*pte_of(TEST_VA, 1) & PTE_D);
+            if (!CHECK_EQ(got & want, want) || !CHECK(clean)) print("    form %u, %s\n", n, layout);
+        }
+}
+
+/* A function at the start of the second page, changed by a store that begins in the first. */
+static void code_behind(const char *layout)
+{
+    u8 *code = (u8 *)edge;
+    static const u8 returns[] = {0xb8, 1, 0, 0, 0, 0xc3}; /* mov $1, %eax; ret */
+    memcpy(code, returns, sizeof returns);
+    for (u32 v = 1; v < 50; v++) {
+        for (unsigned again = 0; again < 2; again++) CHECK_EQ(((u32(*)(void))edge)(), v);
+        ctx_kernel(&c, store8); /* ... mov $v+1, low two bytes */
+        c.gpr[RBX] = edge - 5;
+        c.gpr[RAX] = 0xb8ul << 40 | (u64)(v + 1) << 48;
+        if (!CHECK_EQ(ctx_run(&c), END)) return;
+        if (!CHECK_EQ(((u32(*)(void))edge)(), v + 1)) {
+            print("    %s\n", layout);
+            return;
+        }
+    }
+}
+
+/* A loop over an array of unaligned vectors: sums as of its bytes, whatever else a site has met before. */
+CODE(sum_loop,
+     "pxor %xmm0, %xmm0; 1: movups (%rbx), %xmm2; paddq %xmm2, %xmm0; movups 7(%rbx), %xmm3; pxor %xmm3, %xmm0;"
+     "mov %rax, (%rdi); mov (%rbx), %rax; add $16, %rbx; add $8, %rdi; dec %rcx; jnz 1b; movq %xmm0, %rdx");
+
+static void loops(const char *layout)
+{
+    u8 *flat = (u8 *)pages_alloc(2, PAGE);
+    u64 seed = 5, digest[2], rdx[2];
+    for (unsigned round = 0; round < 40; round++) {
+        for (unsigned i = 0; i < 2; i++) {
+            u64 base = i ? TEST_VA : (u64)flat, r = seed;
+            for (unsigned k = 0; k < 2 * PAGE / 8; k++) ((u64 *)base)[k] = random64(&r);
+            ctx_kernel(&c, sum_loop);
+            c.gpr[RBX] = base + round;
+            c.gpr[RDI] = base + PAGE - 100 + round * 3;
+            c.gpr[RCX] = 500;
+            c.gpr[RAX] = 7;
+            CHECK_EQ(ctx_run(&c), END);
+            rdx[i] = c.gpr[RDX] + c.gpr[RAX];
+            digest[i] = 0;
+            for (unsigned k = 0; k < 2 * PAGE / 8; k++) digest[i] = digest[i] * 31 + ((u64 *)base)[k];
+        }
+        seed += 2;
+        if (!CHECK_EQ(rdx[1], rdx[0]) || !CHECK_EQ(digest[1], digest[0])) {
+            print("    %s, round %u\n", layout, round);
+            return;
+        }
+    }
+}
+
+static void borders(u64 low, u64 high, const char *layout)
+{
+    all_forms(low, high, layout, true);
+    missing_pages(layout);
+    accessed_dirty(layout);
+    code_behind(layout);
+    loops(layout);
+}
+
 int main(void)
 {
     u64 frames = (u64)pages_alloc(3, PAGE);
@@ -205,7 +331,8 @@ int main(void)
     } else {
         skip("AVX2");
     }
-    all_forms(frames + 2 * PAGE, frames, "RAM and RAM", true);
+    borders(frames + 2 * PAGE, frames, "RAM and RAM");
+    borders(frames, frames + PAGE, "neighbours in RAM");
     few = left_out(LAB, "most offsets on MMIO, since they take minutes");
     *(volatile u32 *)MMIO_MEMORY = 0x12345678;
     if (*(volatile u32 *)MMIO_MEMORY == 0x12345678) {

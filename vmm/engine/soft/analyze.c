@@ -9,8 +9,7 @@ static void flag_liveness(struct tr *t)
     t->fl_live[t->n] = live;
     for (unsigned i = t->n; i-- > 0;) {
         const struct xinsn *x = &t->x[i];
-        if (x->kind == XK_SPECIAL || x->kind == XK_STEP || x->kind == XK_JCC || x->kind == XK_GATE ||
-            x->kind == XK_PUSHF)
+        if (x->kind == XK_SPECIAL || x->kind == XK_STEP || tr_is_jump(x) || x->kind == XK_GATE || x->kind == XK_PUSHF)
             live = FL_ARITH; /* C sees the state before the instruction, whatever that does to flags */
         else
             live = (uint16_t)((live & ~x->fl_kill) | x->fl_read);
@@ -157,13 +156,18 @@ static void hoist(struct tr *t, struct group *g)
             g->hoisted = moved;
             return;
         }
-        if (a == 0) return;
+        if (a == 0 || (t->nest && t->label[a].here)) return;
         int32_t by;
         const struct xinsn *x = &t->x[a - 1];
         if (x->kind == XK_JCC && g->write) return;
         if (group_effect(x, g, &by) == 2) return;
         moved += by; /* the base before x is smaller by `by`: the access lies at lo + by relative to it */
     }
+}
+
+static void close_groups(struct tr *t)
+{
+    for (unsigned k = 0; k < t->groups; k++) t->g[k].open = false;
 }
 
 static void build_groups(struct tr *t)
@@ -173,6 +177,7 @@ static void build_groups(struct tr *t)
         const struct xinsn *x = &t->x[i];
         struct path a;
         t->acc[i].group = NO_GROUP;
+        if (t->nest && t->label[i].here) close_groups(t); /* their checks may have been jumped over */
         bool shadow =
             i && tr_is_sti(&t->x[i - 1]); /* may not be left for another block: that could have its safe point there */
         if (!shadow && groupable(t, x, &a)) {
@@ -219,6 +224,8 @@ static void build_groups(struct tr *t)
             if (g->moved > 2048 || g->moved < -2048) g->open = false;
             if (x->kind == XK_JCC) side_exit[k] = true;
         }
+        if (t->nest && (x->kind == XK_JMP || (x->kind == XK_JCC && t->label[i].to <= i)))
+            close_groups(t); /* their registers may have to come back */
     }
     for (unsigned k = 0; k < t->groups; k++)
         if (t->fl_live[t->g[k].first] && !(t->mode & MODE_NO_MERGE)) hoist(t, &t->g[k]);

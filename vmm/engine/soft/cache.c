@@ -302,7 +302,8 @@ void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *
 {
     struct soft_private *p = cpu->priv;
     const struct block *b = meta_ptr(p, dead);
-    if (b->mode != to->mode || b->gpa != to->gpa || b->rip != to->rip || b->gpa2 != to->gpa2)
+    if (((b->mode ^ to->mode) & ~MODE_NEST) || b->gpa != to->gpa || b->rip != to->rip ||
+        (b->gpa2 != to->gpa2 && to->gpa2 != NO_PAGE))
         return; /* another page is mapped there now: only a look-up may lead to it */
     struct emitter e = {p->code + b->host};
     emit_jmp(&e, p->code + to->host);
@@ -377,9 +378,9 @@ static bool second_page_same(struct soft_cpu *cpu, struct block *b)
 /* A block that begins near the end of its page may go on in the next, so that a loop across the border is as fast as others. */
 #define NEAR_END 128u
 
-static bool next_page(struct soft_cpu *cpu, uint64_t rip, struct code_page *next)
+static bool next_page(struct soft_cpu *cpu, uint64_t rip, uint32_t mode, struct code_page *next)
 {
-    if ((rip & ~PAGE_MASK) < PAGE_SIZE - NEAR_END) return false;
+    if ((rip & ~PAGE_MASK) < PAGE_SIZE - (mode & MODE_NEST ? NEST_BYTES : NEAR_END)) return false;
     if (soft_code_page(cpu, (rip | ~PAGE_MASK) + 1, next) != SOFT_OK) {
         cpu->exc.pending = false; /* stepping will raise it, when execution gets there */
         return false;
@@ -417,7 +418,7 @@ struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum so
         if (*res != SOFT_OK || !page.host) return NULL;
     }
     struct code_page next;
-    bool two = next_page(cpu, rip, &next);
+    bool two = next_page(cpu, rip, mode, &next);
     claim_pages(cpu, page.gpa, two ? next.gpa : page.gpa);
     struct block *b = soft_translate(cpu, rip, &page, two ? &next : NULL, mode);
     if (!b) return NULL;
@@ -447,6 +448,17 @@ struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc)
 void soft_retranslate(struct soft_cpu *cpu, struct block *b)
 {
     if (!b->dead) kill_block(cpu->priv, b, (uint32_t)((uint8_t *)b - cpu->priv->meta));
+}
+
+void soft_end_blocks_at(struct soft_cpu *cpu, const struct block *nest)
+{
+    struct soft_private *p = cpu->priv;
+    for (uint32_t at = p->page_hash[hash_page(nest->gpa)]; at;) {
+        struct block *b = meta_ptr(p, at);
+        bool runs_into = b->rip < nest->rip && nest->rip - b->rip < b->guest_len && !(b->mode & MODE_NEST);
+        at = b->next_page;
+        if (runs_into && ((b->gpa ^ nest->gpa) & PAGE_MASK) == 0) soft_retranslate(cpu, b);
+    }
 }
 
 /* From any thread. */

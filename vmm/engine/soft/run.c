@@ -339,6 +339,56 @@ static uint32_t known_host(const struct soft_cpu *cpu)
     return s->neg_rip == -cpu->rip ? (uint32_t)(s->host - (uint64_t)(uintptr_t)cpu->priv->code) : 0;
 }
 
+/* A branch back that is taken often may end a loop with others inside it: those become one block (translate_nest.c). */
+static bool leads_to_nest(struct soft_private *p, struct link *l)
+{
+    const struct block *from = meta_ptr(p, l->block);
+    const struct nest_head *head = soft_nest_head(p, l->target);
+    if (l->rounds == NEST_NEVER) return false;
+    if (l->nest) {
+        p->nest_end = head->end;
+        return head->rip == l->target;
+    }
+    p->nest_end = from->rip + from->guest_len;
+    if (!l->back || p->nest_end - l->target > NEST_BYTES) return false;
+    if (l->rounds < NEST_HEAT) l->rounds++;
+    return l->rounds == NEST_HEAT;
+}
+
+static struct block *find_nest(struct soft_cpu *cpu, struct link *link, enum soft_result *r)
+{
+    struct soft_private *p = cpu->priv;
+    uint32_t generation = p->generation;
+    struct block *b = soft_find_block(cpu, MODE_NEST, r);
+    if (!b && *r == SOFT_OK && link && generation == p->generation) link->rounds = NEST_NEVER;
+    if (!b) return NULL;
+    struct nest_head *head = soft_nest_head(p, b->rip);
+    if (head->rip == b->rip) return b;
+    *head = (struct nest_head){b->rip, b->rip + b->guest_len};
+    soft_end_blocks_at(cpu, b);
+    return b;
+}
+
+/* The block that a link, if it is one, or a block that died leads to. */
+static struct block *find_next(struct soft_cpu *cpu, struct link *link, uint32_t dead, enum soft_result *r)
+{
+    struct soft_private *p = cpu->priv;
+    bool nest = link && leads_to_nest(p, link), no_merge = link && link->no_merge;
+    if (dead) {
+        const struct block *was = meta_ptr(p, dead);
+        nest = was->mode & MODE_NEST;
+        p->nest_end = was->rip + was->guest_len;
+    }
+    struct block *b = nest ? find_nest(cpu, link, r) : NULL;
+    return b || *r != SOFT_OK ? b : soft_find_block(cpu, no_merge ? MODE_NO_MERGE : 0, r);
+}
+
+/* A branch back is not linked before it is known what it ends. */
+static void link_when_ripe(struct soft_cpu *cpu, struct link *l, struct block *to)
+{
+    if (!l->rounds || l->rounds >= NEST_HEAT) soft_link(cpu, l, to);
+}
+
 /* Runs translated code from `host` until it has to be looked at. SOFT_OK: go on at RIP. */
 static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
 {
@@ -395,12 +445,12 @@ static enum soft_result run_translated(struct soft_cpu *cpu, uint32_t host)
         }
         soft_take_flags(cpu, cpu->tmp[1]);
         if (atomic_load_explicit(&cpu->exit_request, memory_order_relaxed)) return SOFT_OK;
-        struct block *b = soft_find_block(cpu, link && link->no_merge ? MODE_NO_MERGE : 0, &r);
+        struct block *b = find_next(cpu, link, dead, &r);
         if (!b) return r != SOFT_OK ? r : step_one(cpu);
         if (generation != p->generation)
             generation = p->generation;
         else if (link)
-            soft_link(cpu, link, b);
+            link_when_ripe(cpu, link, b);
         else if (dead)
             soft_forward_dead(cpu, dead, b);
         else

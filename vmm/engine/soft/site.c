@@ -166,11 +166,13 @@ static void emit_lookup(struct soft_private *p, struct emitter *e, const struct 
     patch_rel32(miss, e->p);
     keep_two(e, r, save, true);
     uint8_t *split[2];
-    if (link) emit_split_test(e, site, split);
-    emit_to_c(p, e, site);
-    if (link) emit_split(p, e, site, link, split);
-    if (!empty) return;
-    patch_rel32(empty, e->p);
+    if (link) {
+        emit_split_test(e, site, split);
+        emit_to_c(p, e, site);
+        emit_split(p, e, site, link, split);
+        if (!empty) return;
+    } /* else to the stub, which knows what to do about page borders */
+    if (empty) patch_rel32(empty, e->p);
     emit_gs(e, 1, 0x2b, s, site->slot); /* the stub adds the tag again */
     emit_to_stub(p, e, site, idx);
 }

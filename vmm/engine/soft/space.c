@@ -172,7 +172,7 @@ void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)
 {
     struct soft_private *p = cpu->priv;
     const struct block *from = meta_ptr(p, l->block);
-    if (l->linked || to->mode != l->to_mode) return;
+    if (l->linked || (uint16_t)to->mode != l->to_mode) return;
     if (l->cross_page || to->gpa2 != NO_PAGE) {
         uint32_t *list = link_list(p, from, to);
         if (!list) return;

@@ -181,6 +181,106 @@ static uint8_t *emit_find(struct emitter *e, const struct look_up *l, unsigned i
     return miss;
 }
 
+/* reg = offset of the TLB entry for the page at `page`; jumps when that is another page's; else reg = its HVA - GVA. */
+static uint8_t *emit_find_page(struct emitter *e, unsigned reg, unsigned page, unsigned idx, unsigned write)
+{
+    uint32_t tlb = GS(tlb) + idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
+    uint32_t tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
+    struct host_mem at_tag = {(uint8_t)reg, INSN_NOREG, 1, (int32_t)(tlb + tag)};
+    struct host_mem at_delta = {(uint8_t)reg, INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
+    emit_mov_rr(e, reg, page);
+    emit_shr_flags(e, reg, 12 - 5);
+    emit_alu_imm(e, 0, ALU_AND, reg, (TLB_SIZE - 1) << 5);
+    e8(e, 0x65);
+    emit_rm(e, 0x3b, page, at_tag);
+    uint8_t *miss = emit_jcc(e, 5, NULL);
+    e8(e, 0x65);
+    emit_rm(e, 0x8b, reg, at_delta);
+    return miss;
+}
+
+static uint8_t *emit_span_above(struct emitter *e, const struct look_up *l, unsigned span)
+{
+    struct host_mem m = {l->site, INSN_NOREG, 1, offsetof(struct site, span)};
+    e8(e, 0x66);
+    e8(e, 0x83);
+    emit_modrm(e, 7, &m, 1); /* cmp word [site.span], span */
+    e8(e, span);
+    return emit_jcc(e, 7, NULL);
+}
+
+/* The bytes on either side of the border, `n` each, to the middle of cpu->bounce. s and delta are the host's addresses of the border. */
+static void emit_copy_border(struct emitter *e, const struct look_up *l, int32_t n)
+{
+    int32_t middle = (int32_t)(sizeof((struct soft_cpu *)0)->bounce / 2);
+    for (int32_t at = -n; at < n; at += 8) {
+        struct host_mem m = {at < 0 ? (uint8_t)l->s : l->delta, INSN_NOREG, 1, at};
+        emit_rm(e, 0x8b, l->page, m);
+        emit_store_gs(e, GS(bounce) + (uint32_t)(middle + at), l->page);
+    }
+}
+
+/* In: s = HVA - GVA, for the operand as it is addressed here. To behind the check, with what that leaves in s. */
+static void emit_accept(const struct soft_private *p, struct emitter *e, const struct look_up *l)
+{
+    struct host_mem flags = {l->site, INSN_NOREG, 1, offsetof(struct site, flags)};
+    e8(e, 0xf6);
+    emit_modrm(e, 0, &flags, 1);
+    e8(e, SITE_HOSTPAGE); /* test byte [site.flags] */
+    e8(e, 0x74);          /* jz over the addition */
+    uint8_t *skip = e->p;
+    e8(e, 0);
+    emit_gs(e, 1, 0x03, l->s, GS_TMP(6));
+    *skip = (uint8_t)(e->p - (skip + 1));
+    emit_field(e, l->site, l, offsetof(struct site, retry));
+    emit_mov_imm(e, l->page, (uint64_t)(uintptr_t)p->code + SITE_CHECK_BYTES);
+    emit_rr(e, 0x01, l->site, l->page);
+    emit_store_gs(e, GS_TMP(5), l->site);
+    emit_bring_back(e, l);
+    emit_gs(e, 0, 0xff, 4, GS_TMP(5));
+}
+
+/* The page of the operand's last byte (in `page`) is not in the TLB where that of the first belongs. When it crosses a page border, may be
+ * accessed on both sides and belongs to no other check, it is done without C: where the pages are neighbours on the host as well, on
+ * the spot; else reads are of a copy. Jumps that nothing came of are left in no[]. */
+static unsigned emit_crossing(struct soft_cpu *cpu, struct emitter *e, const struct look_up *l, unsigned idx,
+                              unsigned write, uint8_t *no[6])
+{
+    struct soft_private *p = cpu->priv;
+    unsigned n = 0;
+    no[n++] = emit_test_site(e, l, SITE_MERGED | SITE_RETRY);
+    emit_mov_rr(e, l->delta, l->s);
+    emit_alu_imm(e, 1, ALU_AND, l->delta, (uint32_t)PAGE_MASK);
+    emit_rr(e, 0x39, l->delta, l->page); /* cmp */
+    no[n++] = emit_jcc(e, 4, NULL);      /* je: in one page */
+    no[n++] = emit_find_page(e, l->s, l->delta, idx, write);
+    no[n++] = emit_find_page(e, l->delta, l->page, idx, write);
+    emit_rr(e, 0x39, l->s, l->delta);
+    uint8_t *apart = emit_jcc(e, 5, NULL);
+    emit_accept(p, e, l);
+    patch_rel32(apart, e->p);
+    if (write) {
+        no[n++] = emit_jmp(e, NULL);
+        return n;
+    }
+    unsigned half = sizeof cpu->bounce / 2;
+    no[n++] = emit_span_above(e, l, half - 1);
+    emit_rr(e, 0x01, l->s, l->page);
+    emit_rr(e, 0x01, l->delta, l->page);
+    uint8_t *large = emit_span_above(e, l, 15);
+    emit_copy_border(e, l, 16);
+    uint8_t *small = emit_jmp(e, NULL);
+    patch_rel32(large, e->p);
+    emit_copy_border(e, l, (int32_t)half);
+    patch_rel32(small, e->p);
+    emit_load_gs(e, l->page, GS_TMP(6));
+    emit_alu_imm(e, 1, ALU_AND, l->page, (uint32_t)PAGE_MASK);
+    emit_mov_imm(e, l->s, (uint64_t)(uintptr_t)cpu->bounce + half - PAGE_SIZE);
+    emit_rr(e, 0x29, l->s, l->page); /* sub: the border is the middle of the copy */
+    emit_accept(p, e, l);
+    return n;
+}
+
 /* In: s = linear address - tag in the site's slot, exit_info = meta offset of the site. Finds the page in the TLB, puts it into the slot and
  * goes on behind the check with its result in s (or at the check, for sites that compute more); otherwise leaves with HX_MEM and the
  * address in s. Keeps all other registers; clobbers flags (sites allow that). */
@@ -222,9 +322,12 @@ static void make_tlb(struct soft_cpu *cpu, struct emitter *e, unsigned idx, unsi
     emit_bring_back(e, &l);
     emit_gs(e, 0, 0xff, 4, GS_TMP(5));
 
+    uint8_t *no[6];
+    patch_rel32(miss, e->p);
+    unsigned others = emit_crossing(cpu, e, &l, idx, write, no);
+    for (unsigned i = 0; i < others; i++) patch_rel32(no[i], e->p);
     for (unsigned i = 0; i < 3; i++) patch_rel32(hot[i], e->p);
     emit_load_gs(e, s, GS_TMP(6));
-    patch_rel32(miss, e->p);
     emit_bring_back(e, &l);
     emit_jmp(e, p->code + p->stub_exit[HX_MEM]);
 }

@@ -30,7 +30,7 @@ struct access {
     int32_t rel;   /* offset in the group's frame at its first access */
 };
 
-enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_STI, COLD_LOOKUP, COLD_SPECIAL };
+enum cold_kind { COLD_SITE, COLD_LINK, COLD_REQUEST, COLD_STI, COLD_LOOKUP, COLD_SPECIAL, COLD_LOCAL };
 struct cold {
     uint8_t kind;
     uint8_t *jump; /* rel32 to patch to the cold code */
@@ -43,6 +43,21 @@ struct cold {
     uint8_t *other[7];
 };
 
+/* An instruction of a nest of loops, as a place to jump to and as a jump. */
+#define NO_LABEL 0xff
+struct label {
+    uint8_t to;            /* jumps: index of the target in the block, or NO_LABEL */
+    bool here;             /* jumps of the block lead here */
+    bool back;             /* some of them from behind */
+    bool counted;          /* the head of an inner loop that is better off in strips when it goes on for long */
+    uint8_t *entry, *host; /* for jumps from before it; from behind */
+};
+/* A jump forward in a nest, to be patched. */
+struct nest_fix {
+    uint8_t *at;
+    uint8_t to;
+};
+
 struct tr {
     struct soft_cpu *cpu;
     struct soft_private *p;
@@ -53,9 +68,9 @@ struct tr {
     uint8_t idx; /* mmu index */
     bool failed; /* meta arena full */
     unsigned n;
-    struct xinsn x[BLOCK_MAX_INSNS];
-    uint16_t fl_live[BLOCK_MAX_INSNS + 1]; /* flags live before instruction i */
-    struct access acc[BLOCK_MAX_INSNS];
+    struct xinsn x[NEST_MAX_INSNS];
+    uint16_t fl_live[NEST_MAX_INSNS + 1]; /* flags live before instruction i */
+    struct access acc[NEST_MAX_INSNS];
     unsigned groups;
     struct group g[MAX_GROUPS];
     uint16_t borrowed;  /* registers whose guest value is in saved[] */
@@ -68,9 +83,16 @@ struct tr {
     uint8_t strip_rounds;          /* register that counts the rounds left; NO_REG: not in strips */
     bool loop_low;                 /* an instruction in the loop can't have a REX prefix */
     struct group kept[MAX_GROUPS]; /* the groups as they were before the first rounds were translated */
+    /* A nest of loops: */
+    bool nest, before_nest; /* this is one; one begins behind this block */
+    uint8_t nest_count;     /* register that counts rounds of inner loops; NO_REG: none do */
+    bool unreachable;       /* the place that is being translated */
+    struct label label[NEST_MAX_INSNS];
+    unsigned fixes;
+    struct nest_fix fix[NEST_MAX_INSNS];
     unsigned colds;
     struct cold cold[MAX_COLD];
-    struct imap map[2 * BLOCK_MAX_INSNS + 1];
+    struct imap map[2 * NEST_MAX_INSNS + 1];
     unsigned maps;
     uint64_t next_rip; /* after the last instruction */
 };
@@ -88,12 +110,20 @@ static inline bool tr_is_stack(const struct xinsn *x)
            x->kind == XK_PUSH_MEM || x->kind == XK_PUSHF;
 }
 
+static inline bool tr_is_jump(const struct xinsn *x)
+{
+    return x->kind == XK_JMP || x->kind == XK_JCC;
+}
+
 /* translate.c */
 uint32_t tr_new_link(struct tr *t, uint64_t target);
 uint32_t tr_keep_insn(struct tr *t, unsigned i); /* a copy of the instruction for C; 0 when there is no room */
 void tr_note_map(struct tr *t, unsigned i);      /* what follows is instruction i; at most two each */
 void tr_move_rsp(struct tr *t, int32_t by);
 void tr_link_jump(struct tr *t, uint64_t target, uint32_t mode);
+void tr_side_exit(struct tr *t, unsigned cc, uint64_t target);
+struct cold *tr_new_cold(struct tr *t, enum cold_kind kind,
+                         uint8_t *jump); /* with the registers lent out now; never NULL */
 struct host_mem tr_access_now(struct tr *t, unsigned i, uint16_t forbidden);
 void tr_sti_check(struct tr *t, unsigned i);
 /* Code, out of the way, that leaves for C to do the instruction kept as `info`; the n jumps lead there. `flags`: they are stashed. */
@@ -121,6 +151,13 @@ bool tr_is_self_loop(const struct tr *t);
 void tr_begin_loop(struct tr *t);
 void tr_begin_strip(struct tr *t); /* when strip_rounds is a register: before the loop is translated again */
 void tr_back_edge(struct tr *t, unsigned cc);
+
+/* translate_nest.c: loops in loops */
+bool tr_plan_nest(struct tr *t, uint64_t rip); /* after the instructions are decoded; false: this is none */
+void tr_begin_nest(struct tr *t);
+void tr_nest_label(struct tr *t, unsigned i); /* before instruction i */
+void tr_nest_jump(struct tr *t, unsigned i);  /* JMP and JCC */
+void tr_patch_nest(struct tr *t);             /* after the last instruction */
 
 /* reencode.c: emits instruction x with its memory operand replaced by m (m NULL: as it is). */
 void emit_reencoded(struct emitter *e, const struct xinsn *x, const struct host_mem *m);

@@ -28,10 +28,11 @@ uint32_t tr_new_link(struct tr *t, uint64_t target)
     struct link *l = meta_ptr(t->p, off);
     *l = (struct link){.target = target, .block = t->b_off, .to_mode = (uint16_t)(t->mode & ~MODE_NO_MERGE)};
     l->cross_page = ((target ^ t->b->rip) & PAGE_MASK) != 0;
+    l->back = target <= t->b->rip && tr_is_jump(&t->x[t->n - 1]) && !(t->mode & (MODE_NO_MERGE | MODE_NEST));
     return off;
 }
 
-static struct cold *new_cold(struct tr *t, enum cold_kind kind, uint8_t *jump)
+struct cold *tr_new_cold(struct tr *t, enum cold_kind kind, uint8_t *jump)
 {
     static _Thread_local struct cold dummy;
     if (t->colds >= MAX_COLD) {
@@ -47,7 +48,7 @@ void tr_link_jump(struct tr *t, uint64_t target, uint32_t mode)
 {
     tr_restore(t, 0xffff);
     uint8_t *jump = emit_jmp(&t->e, NULL);
-    struct cold *c = new_cold(t, COLD_LINK, jump);
+    struct cold *c = tr_new_cold(t, COLD_LINK, jump);
     c->meta = tr_new_link(t, target);
     if (c->meta) ((struct link *)meta_ptr(t->p, c->meta))->to_mode = (uint16_t)mode;
 }
@@ -57,10 +58,10 @@ static void emit_link_jump(struct tr *t, uint64_t target)
     tr_link_jump(t, target, t->mode & ~MODE_NO_MERGE);
 }
 
-static void emit_side_exit(struct tr *t, unsigned cc, uint64_t target)
+void tr_side_exit(struct tr *t, unsigned cc, uint64_t target)
 {
     uint8_t *jump = emit_jcc(&t->e, cc, NULL);
-    struct cold *c = new_cold(t, COLD_LINK, jump);
+    struct cold *c = tr_new_cold(t, COLD_LINK, jump);
     c->meta = tr_new_link(t, target);
 }
 
@@ -93,7 +94,7 @@ static struct cold *emit_lookup(struct tr *t, unsigned target, enum cold_kind ki
     emit_store_gs(e, GS_TMP(0), r2);
     e8(e, 0xe3);
     e8(e, 5); /* jrcxz over the jump */
-    struct cold *c = new_cold(t, kind, emit_jmp(e, NULL));
+    struct cold *c = tr_new_cold(t, kind, emit_jmp(e, NULL));
     c->scratch = (uint8_t)target;
     return c;
 }
@@ -245,7 +246,7 @@ static void emit_indirect_branch(struct tr *t, unsigned i, bool call)
 
 void tr_cold_special(struct tr *t, uint8_t *const *jump, unsigned n, uint32_t info, bool flags)
 {
-    struct cold *c = new_cold(t, COLD_SPECIAL, jump[0]);
+    struct cold *c = tr_new_cold(t, COLD_SPECIAL, jump[0]);
     c->meta = info;
     c->flags = flags;
     c->more = (uint8_t)(n - 1);
@@ -269,7 +270,7 @@ static void emit_request(struct tr *t, unsigned i, enum cold_kind kind, unsigned
         emit_gs(e, wide, 0x83, 7, GS(exit_request));
         e8(e, 0); /* cmp dword or qword, 0 */
         jump = emit_jcc(e, 5, NULL);
-        new_cold(t, kind, jump)->rip = t->x[i].in.rip;
+        tr_new_cold(t, kind, jump)->rip = t->x[i].in.rip;
         return;
     }
     /* keeps the flags: JRCXZ */
@@ -281,7 +282,7 @@ static void emit_request(struct tr *t, unsigned i, enum cold_kind kind, unsigned
     e8(e, skip); /* jrcxz */
     if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
     jump = emit_jmp(e, NULL);
-    new_cold(t, kind, jump)->rip = t->x[i].in.rip;
+    tr_new_cold(t, kind, jump)->rip = t->x[i].in.rip;
     if (!lent) emit_load_gs(e, R_RCX, GS_TMP(7));
 }
 
@@ -328,12 +329,19 @@ static void emit_insn(struct tr *t, unsigned i)
     case XK_PUSH: emit_push_insn(t, i); break;
     case XK_POP: emit_pop_insn(t, i); break;
     case XK_LEAVE: emit_leave(t, i); break;
-    case XK_JMP: emit_link_jump(t, x->in.rip + x->in.len + x->in.op[0].imm); break;
+    case XK_JMP:
+        if (t->nest)
+            tr_nest_jump(t, i);
+        else
+            emit_link_jump(t, x->in.rip + x->in.len + x->in.op[0].imm);
+        break;
     case XK_JCC:
-        if (t->loop && i == t->n - 1)
+        if (t->nest)
+            tr_nest_jump(t, i);
+        else if (t->loop && i == t->n - 1)
             tr_back_edge(t, x->cc);
         else
-            emit_side_exit(t, x->cc, x->in.rip + x->in.len + x->in.op[0].imm);
+            tr_side_exit(t, x->cc, x->in.rip + x->in.len + x->in.op[0].imm);
         break;
     case XK_CALL:
         emit_push_constant(t, i, x->in.rip + x->in.len, 0);
@@ -394,6 +402,11 @@ static void emit_cold(struct tr *t, const struct cold *c)
         emit_load_saved(e, c->borrowed);
         emit_store_gs32_imm(e, GS(exit_info), c->meta);
         emit_jmp(e, t->p->code + t->p->stub_exit[HX_SPECIAL]);
+        break;
+    case COLD_LOCAL: /* not cold either */
+        patch_rel32(c->jump, t->e.p);
+        emit_load_saved(&t->e, c->borrowed);
+        emit_jmp(&t->e, t->label[c->meta].entry);
         break;
     case COLD_LOOKUP:
         emit_store_gs(e, GS(rip), c->scratch);
@@ -494,8 +507,9 @@ static unsigned copy_code(const struct code_page *page, const struct code_page *
 static bool gather(struct tr *t, uint64_t rip, const struct code_page *page, const struct code_page *next)
 {
     uint64_t start = rip & PAGE_MASK, end = PAGE_SIZE * (next ? 2 : 1), at = rip;
+    uint64_t stop = t->mode & MODE_NEST ? t->p->nest_end : 0;
     t->n = 0;
-    while (t->n < BLOCK_MAX_INSNS - 1 && at - start < end) {
+    while (t->n < (stop ? NEST_MAX_INSNS : BLOCK_MAX_INSNS) - 1 && at - start < end) {
         struct xinsn *x = &t->x[t->n];
         uint8_t bytes[15];
         unsigned n = copy_code(page, next, (unsigned)(at - start), bytes);
@@ -508,9 +522,11 @@ static bool gather(struct tr *t, uint64_t rip, const struct code_page *page, con
         adapt(t, x);
         t->n++;
         at += x->in.len;
-        if (ends_block(x, rip)) break;
+        if (stop ? at >= stop : ends_block(x, rip) || soft_nest_head(t->p, at)->rip == at) break;
     }
     t->next_rip = at;
+    t->before_nest = !stop && soft_nest_head(t->p, at)->rip == at;
+    if (stop) return at == stop && tr_plan_nest(t, rip);
     lone_sti(t);
     return t->n > 0;
 }
@@ -531,7 +547,10 @@ static unsigned request_boundary(const struct tr *t)
 static void emit_round(struct tr *t, unsigned safe)
 {
     for (unsigned i = 0; i < t->n && !t->failed; i++) {
-        if (i == safe && t->strip_rounds == NO_REG) tr_request_check(t, i); /* loops in strips have their own */
+        if (t->nest) tr_nest_label(t, i);
+        if (t->nest && t->unreachable) continue;
+        if (i == safe && t->strip_rounds == NO_REG && !t->nest)
+            tr_request_check(t, i); /* loops in strips and nests have their own */
         tr_begin_groups(t, i);
         emit_insn(t, i);
         tr_end_groups(t, i);
@@ -540,6 +559,7 @@ static void emit_round(struct tr *t, unsigned safe)
     if (ends_block(last, t->b->rip) && last->kind != XK_JCC) return;
     t->held = 0;
     emit_link_jump(t, t->next_rip);
+    if (t->before_nest && !t->failed) ((struct link *)meta_ptr(t->p, t->cold[t->colds - 1].meta))->nest = true;
 }
 
 static void emit_body(struct tr *t)
@@ -547,8 +567,12 @@ static void emit_body(struct tr *t)
     unsigned safe = request_boundary(t);
     t->loop = t->strip = NULL;
     t->strip_rounds = NO_REG;
-    if (tr_is_self_loop(t)) tr_begin_loop(t);
+    if (t->nest)
+        tr_begin_nest(t);
+    else if (tr_is_self_loop(t))
+        tr_begin_loop(t);
     emit_round(t, safe);
+    if (t->nest) tr_patch_nest(t);
     if (t->strip_rounds != NO_REG && !t->failed) {
         tr_begin_strip(t);
         emit_round(t, safe);
@@ -568,6 +592,7 @@ struct block *soft_translate(struct soft_cpu *cpu, uint64_t rip, const struct co
     t->mode = mode;
     t->idx = mode & MODE_IDX_MASK;
     t->failed = false;
+    t->nest = mode & MODE_NEST;
     t->borrowed = t->held = 0;
     t->colds = t->maps = 0;
     if (!gather(t, rip, page, next)) return NULL;

@@ -6,6 +6,7 @@
 #include "vmm/engine/soft/soft.h"
 
 #define BLOCK_MAX_INSNS 64
+#define NEST_MAX_INSNS 128          /* of a block made of loops in loops */
 #define CODE_CACHE_SIZE (96u << 20) /* bytes of host code per vCPU; flushed whole when full */
 #define BLOCKS_MAX (CODE_CACHE_SIZE / BLOCK_MIN)
 #define BLOCK_MIN 32u /* bytes of host code that a block takes at least: kill_block() (cache.c) writes over its entry */
@@ -98,6 +99,7 @@ void soft_decode_init(void);
 #define MODE_SMAP (1u << 13) /* CR4.SMAP: then the kernel's two mmu indices are told apart by AC alone */
 #define MODE_TSD (1u << 14)  /* CR4.TSD */
 #define MODE_SCE (1u << 15)  /* EFER.SCE */
+#define MODE_NEST (1u << 16) /* a whole nest of loops (translate_nest.c); never part of what the CPU is in */
 
 #define NO_BLOCK 0u
 
@@ -167,7 +169,10 @@ struct link {
     uint32_t next;     /* in a list of linked branches between pages */
     uint32_t to;       /* the block it leads to, when linked */
     uint16_t to_mode;  /* of that block */
+    uint8_t rounds;    /* a branch back: how often taken, or NEST_* (translate_nest.c) */
     bool no_merge : 1; /* to the variant of the code that checks every access on its own */
+    bool back : 1;     /* the jump that ends its block, to where that begins or before */
+    bool nest : 1;     /* to where a nest of loops begins */
     bool cross_page : 1;
     bool linked : 1;
 };
@@ -236,6 +241,8 @@ struct fetch {
     uint8_t idx;
 };
 
+#define NEST_HEADS 512u
+
 struct soft_private {
     uint8_t *code; /* writable and executable, private to this vCPU: engine.c says why */
     uint32_t code_used, code_stubs_end;
@@ -277,9 +284,13 @@ struct soft_private {
     struct soft_inbox inbox;
     uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out, by plain or host-page */
     uint32_t next_trial;
-    uint32_t trim_at;      /* bytes of host code that idling gives back: engine.c */
-    struct tr *translator; /* working state of translate.c, made at first use */
-    uint32_t pending_read; /* a read that the VMM is to answer: */
+    uint32_t trim_at;  /* bytes of host code that idling gives back: engine.c */
+    uint64_t nest_end; /* for MODE_NEST: where the outermost loop's branch back ends */
+    struct nest_head {
+        uint64_t rip, end;
+    } nest_head[NEST_HEADS]; /* where nests begin: other blocks end there */
+    struct tr *translator;   /* working state of translate.c, made at first use */
+    uint32_t pending_read;   /* a read that the VMM is to answer: */
 #define PENDING_MMIO 1u
 #define PENDING_PIO 2u
     uint32_t writes, write_next; /* MMIO writes of the last instruction still to be told to the VMM */
@@ -337,6 +348,11 @@ static inline uint64_t *soft_divide_slot(struct soft_private *p, uint64_t gpa)
     return &p->divides[(gpa ^ gpa >> 6 ^ gpa >> 12) % 64];
 }
 
+static inline struct nest_head *soft_nest_head(struct soft_private *p, uint64_t rip)
+{
+    return &p->nest_head[(rip ^ rip >> 9) % NEST_HEADS];
+}
+
 static inline void *meta_ptr(const struct soft_private *p, uint32_t off)
 {
     return p->meta + off;
@@ -351,6 +367,7 @@ uint8_t *soft_cold_room(struct soft_private *p); /* for the cold code of one blo
 struct block *soft_find_block(struct soft_cpu *cpu, uint32_t extra_mode, enum soft_result *res);
 struct block *soft_block_of_host(struct soft_cpu *cpu, uint64_t host_pc);
 void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *to);
+void soft_end_blocks_at(struct soft_cpu *cpu, const struct block *nest); /* those that run into it are made anew */
 void soft_retranslate(struct soft_cpu *cpu, struct block *b); /* it will be made anew when it is next wanted */
 void soft_drain_inbox(struct soft_cpu *cpu);
 /* Reads up to 15 instruction bytes at the current CS:RIP; *avail says how many could be had. SOFT_FAULT when not one. */
@@ -365,6 +382,11 @@ enum soft_result soft_code_page(struct soft_cpu *cpu, uint64_t linear, struct co
 void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to);
 void soft_fill_jump(struct soft_cpu *cpu, const struct block *b);
 void soft_space_reset(struct soft_cpu *cpu);
+
+/* translate_nest.c */
+#define NEST_HEAT 16u   /* times that a branch back is followed through C before what it encloses is looked at */
+#define NEST_NEVER 255u /* that cannot be made one block */
+#define NEST_BYTES 1024u
 
 /* translate.c */
 /* Translates the code at rip (linear), bytes of its page at `page->host`. `next` is the page after it when the block may go on there, else

@@ -1,0 +1,247 @@
+/* Loops with loops inside: what lies between an outer loop's head and its branch back becomes one block, with jumps inside it.
+ *
+ * A loop of three or four rounds costs more for what comes before and after it than for the rounds themselves when it is a block of its own:
+ * scratch registers lent and brought back, links, the bounds of a strip (translate_loop.c). In a nest the scratch registers are lent once,
+ * from those that no instruction of the nest touches, and wherever jumps of the nest lead the state is the same: those are lent, no
+ * others, and no check's result is carried over. Each place that is jumped back to is a safe point.
+ *
+ * What is made a nest is found by running: a branch back that was taken NEST_HEAT times (run.c). The plain block at the outer loop's head
+ * stays, for those who come from elsewhere. An inner loop that goes on for longer than NEST_ROUNDS leaves for its own block, which has
+ * strips. */
+#include "vmm/engine/soft/tr.h"
+
+#include <string.h>
+
+#define NEST_ROUNDS 16u
+#define NEST_LENT 6u /* registers lent out at most, beside one that counts; and the fewest that must be unused: */
+#define NEST_LENT_LEAST 3u
+
+static bool belongs_in_nest(const struct xinsn *x)
+{
+    switch (x->kind) {
+    case XK_COPY:
+    case XK_MEM:
+    case XK_NOP:
+    case XK_LEA_RIP:
+    case XK_PUSH:
+    case XK_POP:
+    case XK_JMP:
+    case XK_JCC: return true;
+    default: return false;
+    }
+}
+
+/* Which instruction is at `at`; NO_LABEL when it lies between two. */
+static unsigned index_of(const struct tr *t, uint64_t at)
+{
+    for (unsigned i = 0; i < t->n; i++)
+        if (t->x[i].in.rip == at) return i;
+    return NO_LABEL;
+}
+
+static uint64_t target_of(const struct xinsn *x)
+{
+    return x->in.rip + x->in.len + x->in.op[0].imm;
+}
+
+static bool find_labels(struct tr *t, uint64_t rip)
+{
+    for (unsigned i = 0; i < t->n; i++) {
+        const struct xinsn *x = &t->x[i];
+        if (!belongs_in_nest(x)) return false;
+        if (!tr_is_jump(x) || target_of(x) < rip || target_of(x) >= t->next_rip) continue;
+        unsigned to = index_of(t, target_of(x));
+        if (to == NO_LABEL) return false;
+        t->label[i].to = (uint8_t)to;
+        t->label[to].here = true;
+        t->label[to].back |= to <= i;
+    }
+    return true;
+}
+
+/* ---- inner loops ---- */
+
+static bool moves_steadily(const struct tr *t, unsigned reg, unsigned first, unsigned last)
+{
+    int32_t by;
+    for (unsigned i = first; reg < 16 && i <= last; i++)
+        if (tr_base_effect(&t->x[i], reg, &by) == 2) return false;
+    return true;
+}
+
+/* The loop from instruction `first` to the branch at `last`: would a block of its own run it in strips, with some check less in each round? */
+static bool gains_by_strips(const struct tr *t, unsigned first, unsigned last)
+{
+    bool gains = false;
+    if (t->fl_live[first] || t->x[last].kind != XK_JCC) return false;
+    for (unsigned i = first; i <= last; i++) {
+        const struct xinsn *x = &t->x[i];
+        if (i != first && t->label[i].here) return false;
+        if (x->kind == XK_JMP || (i < last && t->label[i].to != NO_LABEL)) return false;
+        if (x->kind != XK_MEM || x->in.mem.base >= 16) continue;
+        gains |= moves_steadily(t, x->in.mem.base, first, last) && moves_steadily(t, x->in.mem.index, first, last);
+    }
+    return gains;
+}
+
+static void count_inner_loops(struct tr *t)
+{
+    t->nest_count = NO_REG;
+    for (unsigned i = 1; i < t->n; i++) {
+        unsigned to = t->label[i].to;
+        if (to == NO_LABEL || to == 0 || to > i || !gains_by_strips(t, to, i)) continue;
+        t->label[to].counted = true;
+        t->nest_count = 0; /* tr_begin_nest() finds a register */
+    }
+}
+
+/* ---- the nest ---- */
+
+static uint16_t unused_registers(const struct tr *t)
+{
+    uint16_t used = 1u << R_RSP;
+    for (unsigned i = 0; i < t->n; i++) used |= t->x[i].reg_read | t->x[i].reg_write;
+    return (uint16_t)~used;
+}
+
+/* A loop alone is a block of its own, with strips, unless it is too long for that. */
+static bool is_more_than_loop(const struct tr *t)
+{
+    if (t->n >= BLOCK_MAX_INSNS) return true;
+    for (unsigned i = 1; i < t->n; i++)
+        if (t->label[i].here) return true;
+    return false;
+}
+
+bool tr_plan_nest(struct tr *t, uint64_t rip)
+{
+    for (unsigned i = 0; i < t->n; i++) t->label[i] = (struct label){.to = NO_LABEL};
+    if (!t->n || !find_labels(t, rip) || t->label[t->n - 1].to != 0 || !is_more_than_loop(t)) return false;
+    return (unsigned)__builtin_popcount(unused_registers(t)) >= NEST_LENT_LEAST;
+}
+
+/* As many as checks are carried over instructions at any one place, and one for other checks. */
+static unsigned scratch_wanted(const struct tr *t)
+{
+    unsigned most = 0, accesses = 0;
+    for (unsigned i = 0; i < t->n; i++) {
+        unsigned here = 0;
+        for (unsigned k = 0; k < t->groups; k++)
+            here += t->g[k].anchor <= i && i <= t->g[k].last && t->g[k].anchor != t->g[k].last;
+        if (here > most) most = here;
+        accesses += t->x[i].kind == XK_MEM || tr_is_stack(&t->x[i]);
+    }
+    most += accesses != 0;
+    return most < NEST_LENT ? most : NEST_LENT;
+}
+
+static void lend_to_nest(struct tr *t, unsigned r)
+{
+    emit_store_gs(&t->e, GS_SAVED(r), r);
+    t->loop_lent |= (uint16_t)(1u << r);
+}
+
+/* The counter gets the highest: that is not RCX, which a safe point may want, as there are at least three. Those below 8 serve any
+ * instruction. */
+void tr_begin_nest(struct tr *t)
+{
+    uint16_t unused = unused_registers(t);
+    unsigned wanted = scratch_wanted(t);
+    t->fixes = 0;
+    t->unreachable = false;
+    t->loop_lent = 0;
+    count_inner_loops(t);
+    if (t->nest_count != NO_REG) {
+        t->nest_count = (uint8_t)(31 - __builtin_clz(unused));
+        unused &= (uint16_t) ~(1u << t->nest_count);
+        lend_to_nest(t, t->nest_count);
+    }
+    for (unsigned r = 0; r < 16 && wanted; r++) {
+        if (!(unused & (1u << r))) continue;
+        lend_to_nest(t, r);
+        wanted--;
+    }
+    t->borrowed = t->loop_lent;
+    t->held = 0;
+}
+
+static uint16_t held_in_nest(const struct tr *t)
+{
+    return t->nest_count == NO_REG ? 0 : (uint16_t)(1u << t->nest_count);
+}
+
+/* Nothing is carried over by way of the instruction before. */
+void tr_nest_label(struct tr *t, unsigned i)
+{
+    struct label *l = &t->label[i];
+    if (i == 0) t->held = held_in_nest(t);
+    if (!l->here) return;
+    if (!t->unreachable) tr_restore(t, (uint16_t)~t->loop_lent);
+    t->unreachable = false;
+    t->borrowed = t->loop_lent;
+    t->held = held_in_nest(t);
+    l->entry = t->e.p;
+    if (l->counted) emit_mov_imm(&t->e, t->nest_count, NEST_ROUNDS);
+    l->host = t->e.p;
+    if (l->back && !l->counted) tr_request_check(t, i);
+}
+
+static void jump_out(struct tr *t, const struct xinsn *x)
+{
+    if (x->kind == XK_JCC)
+        tr_side_exit(t, x->cc, target_of(x));
+    else
+        tr_link_jump(t, target_of(x), t->mode);
+}
+
+/* The branch back of a loop that leaves for a block of its own in time. */
+static void counted_branch(struct tr *t, unsigned i, unsigned to)
+{
+    struct emitter *e = &t->e;
+    uint8_t *out = emit_jcc(e, t->x[i].cc ^ 1u, NULL);
+    emit_unary_flags(e, 0xff, 1, t->nest_count); /* dec */
+    emit_jcc(e, 5, t->label[to].host);           /* jnz */
+    struct cold *c = tr_new_cold(t, COLD_LINK, emit_jmp(e, NULL));
+    c->meta = tr_new_link(t, t->x[to].in.rip);
+    patch_rel32(out, e->p);
+}
+
+/* Registers lent out for this place only come back: on the way, when code after a branch goes on with them. */
+static void jump_inside(struct tr *t, unsigned i, unsigned to)
+{
+    const struct xinsn *x = &t->x[i];
+    bool back = to <= i;
+    uint16_t more = t->borrowed & (uint16_t)~t->loop_lent;
+    if (back || x->kind == XK_JMP) {
+        tr_restore(t, more);
+        more = 0;
+    }
+    if (t->label[to].counted && back) {
+        counted_branch(t, i, to);
+        return;
+    }
+    uint8_t *at = x->kind == XK_JMP ? emit_jmp(&t->e, NULL) : emit_jcc(&t->e, x->cc, NULL);
+    if (more) {
+        struct cold *c = tr_new_cold(t, COLD_LOCAL, at);
+        c->borrowed = more;
+        c->meta = to;
+    } else if (back) {
+        patch_rel32(at, t->label[to].host);
+    } else {
+        t->fix[t->fixes++] = (struct nest_fix){at, (uint8_t)to};
+    }
+}
+
+void tr_nest_jump(struct tr *t, unsigned i)
+{
+    if (t->label[i].to == NO_LABEL)
+        jump_out(t, &t->x[i]);
+    else
+        jump_inside(t, i, t->label[i].to);
+    t->unreachable = t->x[i].kind == XK_JMP; /* what follows up to the next label is reached from outside only */
+}
+
+void tr_patch_nest(struct tr *t)
+{
+    for (unsigned k = 0; k < t->fixes && !t->failed; k++) patch_rel32(t->fix[k].at, t->label[t->fix[k].to].entry);
+}
