@@ -50,8 +50,8 @@ sda: $sum
 vda: $sum
 2 packets transmitted, 2 packets received
 ahci: by the 8259s, line 10:
-virtio0: by the 8259s, line 5:
-eth0: by the 8259s, line 11:
+virtio0: by the 8259s, line 10:
+eth0: by the 8259s, line 5:
 END
     if [ $status = 0 ] && diff "$out.expected" "$out"; then
         echo "PASS guest/$name ($((SECONDS - started)) s)"

@@ -147,6 +147,18 @@ static void test_pm_timer_freeze(void **state)
     uint64_t lived = (uint64_t)(after - before) * 1000000000ull / 3579545;
     assert_true(after - still < 1u << 31 && lived <= clock_mono_ns() - t0 - ns + 600);
     assert_true(inw(t, PM) & 0x100);
+    /* Reset meanwhile: it begins at 0, and with the pause's end. */
+    since = clock_mono_ns();
+    pm_freeze(t->pm);
+    sleep_us(20000);
+    pm_reset(t->pm);
+    assert_int_equal((uint32_t)bus_read(&t->b->bus, BUS_PIO, PM + 8, 4), 0);
+    sleep_us(20000);
+    ns = clock_mono_ns() - since;
+    pm_thaw(t->pm, ns);
+    after = (uint32_t)bus_read(&t->b->bus, BUS_PIO, PM + 8, 4);
+    assert_true(after * 1000000000ull / 3579545 <= clock_mono_ns() - since - ns + 600);
+    assert_false(inw(t, PM) & 1); /* no carry */
     pm_end(t);
 }
 

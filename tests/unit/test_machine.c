@@ -15,8 +15,10 @@
 #include <cmocka.h>
 
 #include "common/clock.h"
+#include "common/event.h"
 #include "vmm/engine/fake/fake.h"
 #include "vmm/machine/machine.h"
+#include "vmm/machine/machine_control.h"
 #include "vmm/platform/platform.h"
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -337,6 +339,58 @@ static void test_reset(void **state)
     assert_int_equal(run_to_end(&c), 0);
 }
 
+/* ---- paused, reset meanwhile, resumed: the loop's thread looks what comes next ---- */
+static struct {
+    struct machine *m;
+    struct event_timer timer;
+    unsigned phase, since, states;
+} paused;
+
+static void pause_step(void *ctx)
+{
+    (void)ctx;
+    struct fake_record r;
+    bool idle;
+    fake_record(0, &r);
+    paused.since++;
+    switch (paused.phase) {
+    case 0:
+        if (!r.halted) return;
+        if (machine_pause(paused.m, &idle, &err)) fail_msg("%s", err.text);
+        machine_reset(paused.m);
+        break;
+    case 1: /* long enough for a TSC that did not come along to be seen */
+        if (paused.since < 5 || machine_state(paused.m) != MACHINE_PAUSED) return;
+        paused.states = r.states_set;
+        if (machine_resume(paused.m, &err)) fail_msg("%s", err.text);
+        break;
+    case 2:
+        if (r.states_set < paused.states + 2) return; /* what resuming sets, and then what the boot processor loads */
+        machine_stop(paused.m, 9);
+        break;
+    default: return;
+    }
+    paused.phase++;
+    paused.since = 0;
+}
+
+static void test_reset_paused(void **state)
+{
+    (void)state;
+    struct machine_config c = config(3);
+    struct fake_record r[3];
+    memset(&paused, 0, sizeof(paused));
+    paused.m = create(&c);
+    event_timer_init(&paused.timer, machine_loop(paused.m), pause_step, NULL);
+    event_timer_arm(&paused.timer, clock_mono_ns() + 10000000, 10000000);
+    assert_int_equal(machine_run(paused.m), 9);
+    for (unsigned i = 0; i < 3; i++) fake_record(i, &r[i]);
+    assert_true((int64_t)r[0].state->tsc_offset < 0);
+    assert_true(r[0].state->tsc_offset == r[1].state->tsc_offset && r[1].state->tsc_offset == r[2].state->tsc_offset);
+    event_timer_destroy(&paused.timer);
+    machine_destroy(paused.m);
+}
+
 /* Resets from outside, while vCPUs run, halt, or stand in a reset. */
 static void *reset_often(void *arg)
 {
@@ -464,21 +518,14 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_debug_exit),
-        cmocka_unit_test(test_serial),
-        cmocka_unit_test(test_blocked_console),
-        cmocka_unit_test(test_reads),
-        cmocka_unit_test(test_string_io),
-        cmocka_unit_test(test_halt_wakes),
-        cmocka_unit_test(test_idle_is_cheap),
-        cmocka_unit_test(test_sipi),
-        cmocka_unit_test(test_triple_fault),
-        cmocka_unit_test(test_engine_failure),
-        cmocka_unit_test(test_reset),
-        cmocka_unit_test(test_reset_storm),
-        cmocka_unit_test(test_first_status_wins),
-        cmocka_unit_test(test_bad_config),
-        cmocka_unit_test(test_stats),
+        cmocka_unit_test(test_debug_exit),      cmocka_unit_test(test_serial),
+        cmocka_unit_test(test_blocked_console), cmocka_unit_test(test_reads),
+        cmocka_unit_test(test_string_io),       cmocka_unit_test(test_halt_wakes),
+        cmocka_unit_test(test_idle_is_cheap),   cmocka_unit_test(test_sipi),
+        cmocka_unit_test(test_triple_fault),    cmocka_unit_test(test_engine_failure),
+        cmocka_unit_test(test_reset),           cmocka_unit_test(test_reset_paused),
+        cmocka_unit_test(test_reset_storm),     cmocka_unit_test(test_first_status_wins),
+        cmocka_unit_test(test_bad_config),      cmocka_unit_test(test_stats),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

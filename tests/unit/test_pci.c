@@ -262,20 +262,20 @@ static void test_intx_isa(void **state)
 {
     (void)state;
     struct pci_rig *r = pci_rig_new();
-    struct toy *a = toy_new(r, 2), *b = toy_new(r, 5), *c = toy_new(r, 3); /* a and b share */
+    struct toy *a = toy_new(r, 2), *b = toy_new(r, 4), *c = toy_new(r, 3); /* a and b share */
     unsigned irq = cfg_read(r, 2, CFG_INTERRUPT_LINE, 1), other = cfg_read(r, 3, CFG_INTERRUPT_LINE, 1);
     assert_int_equal(irq, pci_isa_irq(2));
-    assert_int_equal(irq, cfg_read(r, 5, CFG_INTERRUPT_LINE, 1));
+    assert_int_equal(irq, cfg_read(r, 4, CFG_INTERRUPT_LINE, 1));
     assert_int_not_equal(irq, other);
     assert_true(IRQ_ISA_PCI >> irq & 1 && IRQ_ISA_PCI >> other & 1);
     cfg_write(r, 2, CFG_INTERRUPT_LINE, 1, 7); /* a note for systems, no router */
     pci_intx_set(a->f, true);
     pci_intx_set(b->f, true);
     pci_intx_set(a->f, false);
-    assert_true(r->line[irq] && r->line[pci_gsi(5)] && !r->line[pci_gsi(2)] && !r->line[other]);
+    assert_true(r->line[irq] && r->line[pci_gsi(4)] && !r->line[pci_gsi(2)] && !r->line[other]);
     pci_intx_set(c->f, true);
     assert_true(r->line[other]);
-    cfg_write(r, 5, CFG_COMMAND, 2, CMD_INTX_OFF);
+    cfg_write(r, 4, CFG_COMMAND, 2, CMD_INTX_OFF);
     assert_false(r->line[irq]);
     pci_bus_reset(r->pci);
     assert_false(r->line[other]);

@@ -131,8 +131,7 @@ static inline unsigned pci_gsi(unsigned slot)
 /* The same wire's IRQ at the 8259s, for systems that use these instead: one of IRQ_ISA_PCI; in the interrupt line register from power-on. */
 static inline unsigned pci_isa_irq(unsigned slot)
 {
-    static const uint8_t irq[3] = {10, 11, 5};
-    return irq[slot % 3];
+    return slot % 2 ? 5 : 10;
 }
 
 /* For tests: takes interrupts in the irqchip's place. */

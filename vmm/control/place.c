@@ -37,12 +37,14 @@ static void candidates(struct directories *d)
 {
     const char *own = getenv("NACELLE_RUN_DIR"), *session = getenv("XDG_RUNTIME_DIR");
     char uid[32];
+    struct stat s;
     d->n = 0;
     if (own && *own) {
         add(d, own, "");
         return;
     }
-    if (session && *session == '/') add(d, session, "/nacelle");
+    /* Under sudo -E it may be another user's: what root makes there, its owner could not use. */
+    if (session && *session == '/' && stat(session, &s) == 0 && s.st_uid == geteuid()) add(d, session, "/nacelle");
     if (geteuid() == 0) add(d, "/run/nacelle", "");
     snprintf(uid, sizeof(uid), "%u", (unsigned)geteuid());
     add(d, "/tmp/nacelle-", uid);

@@ -17,41 +17,57 @@ static void copy_timer(struct irq_lapic_state *to, const struct irq_lapic_state 
     to->tsc_deadline = from->tsc_deadline;
 }
 
+static int take_timer_out(struct irqchip *c, unsigned vcpu, struct nerr *e)
+{
+    static const struct irq_lapic_state none;
+    int r = c->inside->get_lapic(c->engine, vcpu, &c->frozen[vcpu], e);
+    if (r) return r;
+    struct irq_lapic_state quiet = c->frozen[vcpu];
+    copy_timer(&quiet, &none);
+    return c->inside->set_lapic(c->engine, vcpu, &quiet, e);
+}
+
+/* Those of the first `vcpus`. Goes on after a failure; the first one is told. */
+static int put_back(struct irqchip *c, unsigned vcpus, struct nerr *e)
+{
+    struct nerr later;
+    int r = 0;
+    for (unsigned i = 0; i < vcpus && c->frozen; i++) {
+        int now = c->inside->set_lapic(c->engine, i, &c->frozen[i], r ? &later : e);
+        if (!r) r = now;
+    }
+    free(c->frozen);
+    c->frozen = NULL;
+    return r;
+}
+
 /* An engine's own timers know no stop: they are taken out, and put back in later. */
 static int freeze_inside(struct irqchip *c, struct nerr *e)
 {
-    static const struct irq_lapic_state none;
-    int r = 0;
+    struct nerr ignored;
     if (!c->frozen) c->frozen = calloc(c->vcpus, sizeof(*c->frozen));
     if (!c->frozen) return nerr_set(e, -ENOMEM, "out of memory for the state of the interrupt controllers");
-    for (unsigned i = 0; i < c->vcpus && !r; i++) {
-        r = c->inside->get_lapic(c->engine, i, &c->frozen[i], e);
-        if (r) break;
-        struct irq_lapic_state quiet = c->frozen[i];
-        copy_timer(&quiet, &none);
-        r = c->inside->set_lapic(c->engine, i, &quiet, e);
+    for (unsigned i = 0; i < c->vcpus; i++) {
+        int r = take_timer_out(c, i, e);
+        if (!r) continue;
+        (void)put_back(c, i, &ignored);
+        return r;
     }
-    return r;
+    return 0;
 }
 
 int irqchip_thaw_begin(struct irqchip *c, struct nerr *e)
 {
+    struct nerr later;
     int r = 0;
-    for (unsigned i = 0; i < c->vcpus && c->inside && c->frozen && !r; i++) {
-        struct irq_lapic_state now;
-        r = c->inside->get_lapic(c->engine, i, &now, e);
-        copy_timer(&now, &c->frozen[i]);
-        c->frozen[i] = now;
+    for (unsigned i = 0; i < c->vcpus && c->inside && c->frozen; i++) {
+        struct irq_lapic_state state;
+        int now = c->inside->get_lapic(c->engine, i, &state, r ? &later : e);
+        if (!r) r = now;
+        if (now) continue; /* as it was when it stopped, then */
+        copy_timer(&state, &c->frozen[i]);
+        c->frozen[i] = state;
     }
-    return r;
-}
-
-static int thaw_inside(struct irqchip *c, struct nerr *e)
-{
-    int r = 0;
-    for (unsigned i = 0; i < c->vcpus && c->frozen && !r; i++) r = c->inside->set_lapic(c->engine, i, &c->frozen[i], e);
-    free(c->frozen);
-    c->frozen = NULL;
     return r;
 }
 
@@ -69,7 +85,7 @@ int irqchip_freeze(struct irqchip *c, struct nerr *e)
 int irqchip_thaw(struct irqchip *c, uint64_t ns, struct nerr *e)
 {
     struct irq_kick k = {0};
-    if (c->inside) return thaw_inside(c, e);
+    if (c->inside) return put_back(c, c->vcpus, e);
     for (unsigned i = 0; i < c->vcpus; i++) {
         struct lapic *l = &c->lapic[i];
         pthread_mutex_lock(&l->lock);

@@ -56,16 +56,25 @@ static int freeze(struct machine *m, struct nerr *e)
     return r;
 }
 
-/* In the order that a move has (move.c): clock, vCPUs with their TSCs, interrupt controllers, the rest. */
+/* In the order that a move has (move.c): clock, vCPUs with their TSCs, interrupt controllers, the rest. What fails is left out: a guest with one clock
+ * wrong is better off than one without timers. The first failure is told. */
 static int thaw(struct machine *m, struct nerr *e)
 {
     struct machine_pause *p = m->pause;
+    struct nerr later;
     uint64_t ns = clock_mono_ns() - p->since_ns, tsc = host_tsc() - p->since_tsc;
-    int r = m->ops->set_clock ? m->ops->set_clock(m->engine, p->clock_ns) : 0;
+    int now, r = m->ops->set_clock ? m->ops->set_clock(m->engine, p->clock_ns) : 0;
     if (r) nerr_set(e, r, "the %s engine's clock cannot be set: %s", m->ops->name, strerror(-r));
-    if (!r) r = irqchip_thaw_begin(m->irqchip, e);
-    for (unsigned i = 0; i < m->cpus && !r; i++) r = move_tsc(m, i, tsc, e);
-    if (!r) r = irqchip_thaw(m->irqchip, ns, e);
+    now = irqchip_thaw_begin(m->irqchip, r ? &later : e);
+    if (!r) r = now;
+    for (unsigned i = 0; i < m->cpus; i++) {
+        now = move_tsc(m, i, tsc, r ? &later : e);
+        if (!r) r = now;
+    }
+    /* What the boot processor is about to load has a TSC, too (reset while paused; paused before it ran at all). */
+    if (m->vcpu[0]->load_boot_state) m->boot_state->tsc_offset -= tsc;
+    now = irqchip_thaw(m->irqchip, ns, r ? &later : e);
+    if (!r) r = now;
     platform_thaw(m->platform, ns);
     p->total_ns += ns;
     return r;
@@ -99,7 +108,10 @@ static void set_paused(struct machine *m, bool paused)
 int machine_pause(struct machine *m, bool *disks_idle, struct nerr *e)
 {
     *disks_idle = true;
-    if (m->paused) return 0;
+    if (m->paused) {
+        *disks_idle = finish_disks(m); /* they may not have been, the last time */
+        return 0;
+    }
     if (!m->pause) {
         m->pause = aligned_alloc(64, sizeof(*m->pause));
         if (!m->pause) return nerr_set(e, -ENOMEM, "machine: out of memory");

@@ -353,7 +353,8 @@ static void power_on(struct pm *p)
     p->port92 = 2;
     p->kbd_command = p->kbd_config = p->kbd_data = 0;
     p->kbd_full = false;
-    p->timer_base = clock_mono_ns();
+    /* Reset while paused, it starts when the pause ends. */
+    p->timer_base = p->frozen_at ? p->frozen_at : clock_mono_ns();
     p->timer_halves = 0;
     event_timer_cancel(&p->timer);
     update_sci(p);
