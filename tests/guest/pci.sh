@@ -49,7 +49,7 @@ irq_case() {
 sda: $sum
 vda: $sum
 2 packets transmitted, 2 packets received
-ahci: by the 8259s, line 10:
+ahci: by the 8259s, line 5:
 virtio0: by the 8259s, line 10:
 eth0: by the 8259s, line 5:
 END
