@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -25,20 +26,26 @@ const char cli_disk_help[] =
     "       read_iops= write_iops= total_iops=  operations per second, one per 64 KiB begun\n"
     "                         a comma in a file's name is written twice\n";
 
+static const struct {
+    const char *name;
+    size_t at;
+    unsigned base;
+} limits[] = {
+    {"read_bps", offsetof(struct block_limits, read_bps), 1024},
+    {"write_bps", offsetof(struct block_limits, write_bps), 1024},
+    {"total_bps", offsetof(struct block_limits, total_bps), 1024},
+    {"read_iops", offsetof(struct block_limits, read_iops), 1000},
+    {"write_iops", offsetof(struct block_limits, write_iops), 1000},
+    {"total_iops", offsetof(struct block_limits, total_iops), 1000},
+};
+#define LIMITS (sizeof(limits) / sizeof(limits[0]))
+
 uint64_t *cli_disk_limit(struct block_limits *l, const char *name, unsigned *base)
 {
-    const struct {
-        const char *name;
-        uint64_t *value;
-        unsigned base;
-    } known[] = {
-        {"read_bps", &l->read_bps, 1024},   {"write_bps", &l->write_bps, 1024},   {"total_bps", &l->total_bps, 1024},
-        {"read_iops", &l->read_iops, 1000}, {"write_iops", &l->write_iops, 1000}, {"total_iops", &l->total_iops, 1000},
-    };
-    for (unsigned i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-        if (strcmp(known[i].name, name) == 0) {
-            *base = known[i].base;
-            return known[i].value;
+    for (unsigned i = 0; i < LIMITS; i++)
+        if (strcmp(limits[i].name, name) == 0) {
+            *base = limits[i].base;
+            return (uint64_t *)(void *)((char *)l + limits[i].at);
         }
     return NULL;
 }
@@ -141,9 +148,16 @@ static const struct {
     {"format", set_format}, {"id", set_id},    {"serial", set_serial}, {"discard", set_discard}, {"packed", set_packed},
 };
 
+#define KEYS (sizeof(keys) / sizeof(keys[0]))
+
+const char *cli_disk_key(unsigned n)
+{
+    return n < KEYS ? keys[n].key : n - KEYS < LIMITS ? limits[n - KEYS].name : NULL;
+}
+
 static int set_key(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e)
 {
-    for (unsigned i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+    for (unsigned i = 0; i < KEYS; i++)
         if (strcmp(keys[i].key, kv->key) == 0) return keys[i].set(d, kv, e);
     unsigned base;
     uint64_t *limit = cli_disk_limit(&d->block.limits, kv->key, &base);

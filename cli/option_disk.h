@@ -15,6 +15,8 @@ struct cli_disks { /* all zeroes: none */
 int cli_disk_add(struct cli_disks *d, const char *text, struct nerr *e);
 void cli_disks_free(struct cli_disks *d);
 extern const char cli_disk_help[]; /* lines for nacelle help run */
+/* The keys of --disk one by one, limits too; NULL past the last. */
+const char *cli_disk_key(unsigned n);
 /* A limit by its name, as in --disk and in nacelle ctl ("read_bps"); NULL for an unknown one. */
 uint64_t *cli_disk_limit(struct block_limits *l, const char *name, unsigned *base);
 

@@ -8,7 +8,8 @@ main=$BASHPID
 vms=()
 end() {
     [ $BASHPID = "$main" ] || return
-    [ ${#vms[@]} = 0 ] || kill -9 "${vms[@]}" 2>/dev/null
+    # To timeout, which passes it on; those that were waited for are not in the list any more.
+    [ ${#vms[@]} = 0 ] || kill -TERM "${vms[@]}" 2>/dev/null
     rm -rf "$dir"
 }
 trap end EXIT
@@ -32,6 +33,11 @@ wrong() {
 vm() { # ARGUMENT...: in the background; its process is $vm
     timeout 120 "$nacelle" run -k "$dir/kernel" -m 16M --engine soft "$@" >"$dir/vm.out" 2>"$dir/vm.err" </dev/null &
     vms+=($!)
+}
+ended() { # waits for the machine that was started last: its status
+    local process=${vms[-1]}
+    unset 'vms[-1]'
+    wait "$process"
 }
 await() { # CONDITION...: up to 30 s
     local n
@@ -89,7 +95,7 @@ check 'by path' grep -q '^state *paused' "$dir/out"
 "$nacelle" ctl web quit >"$dir/out" 2>"$dir/err"
 check 'quit' [ "$? $(cat "$dir/out" "$dir/err")" = '0 ' ]
 check 'quit waits for the end' [ ! -e "$dir/run/web.sock" ]
-wait "${vms[0]}"
+ended
 check 'quit ends with 0' [ "$? $(cat "$dir/vm.err")" = '0 ' ]
 check 'nothing is left' [ "$(ls -A "$dir/run")" = .lock ]
 
@@ -97,17 +103,17 @@ check 'nothing is left' [ "$(ls -A "$dir/run")" = .lock ]
 vm --name web
 await answers web
 kill -TERM "$(pid)"
-wait "${vms[1]}"
+ended
 check 'SIGTERM leaves nothing' [ "$(ls -A "$dir/run")" = .lock ]
 vm --name web
 await answers web
 kill -KILL "$(pid)"
-wait "${vms[2]}" 2>/dev/null
+ended 2>/dev/null
 check 'SIGKILL leaves a socket' [ -S "$dir/run/web.sock" ]
 vm --name web
 check 'the next one takes its place' await answers web
 kill -KILL "$(pid)"
-wait "${vms[3]}" 2>/dev/null
+ended 2>/dev/null
 "$nacelle" ps >"$dir/out" 2>"$dir/err"
 check 'ps cleans up' [ "$(wc -l <"$dir/out") $(grep -c killed "$dir/err") $(ls -A "$dir/run")" = '1 1 .lock' ]
 
@@ -116,7 +122,7 @@ vm --control "$dir/own"
 check '--control PATH' await answers "$dir/own"
 wrong '--control PATH in use' "$dir/own" run -k "$dir/kernel" --control "$dir/own"
 "$nacelle" ctl "$dir/own" quit
-wait "${vms[4]}"
+ended
 check '--control PATH is removed' [ ! -e "$dir/own" ]
 wrong '--control without a place' 'nowhere' run -k "$dir/kernel" --control "$dir/nowhere/x"
 nasm -f bin -DGUEST=exit -DVALUE=3 -o "$dir/exit" tests/cli/guest.asm

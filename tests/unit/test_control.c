@@ -52,16 +52,22 @@ static void test_schema(void **state)
         }
     }
     assert_null(control_find("format-my-disk"));
-    /* What --disk takes, disk-add takes as well. */
+    /* What disk-add takes, --disk takes as well, and the other way round. */
     const struct control_command *add = control_find("disk-add");
     for (unsigned k = 0; k < add->narguments; k++) {
         const struct control_argument *a = &add->arguments[k];
-        char text[200];
-        const char *value = a->choices ? a->choices[0] : a->type == CONTROL_BOOLEAN ? "on" : "7";
-        snprintf(text, sizeof(text), strcmp(a->name, "path") ? "file,%s=%s" : "%s=%s", a->name, value);
-        if (cli_disk_add(&disks, text, &err)) fail_msg("%s: %s", text, err.text);
-        cli_disks_free(&disks);
+        for (unsigned i = 0; !i || (a->choices && a->choices[i]); i++) {
+            char text[200];
+            const char *value = a->choices ? a->choices[i] : a->type == CONTROL_BOOLEAN ? "on" : "7";
+            snprintf(text, sizeof(text), strcmp(a->name, "path") ? "file,%s=%s" : "%s=%s", a->name, value);
+            if (cli_disk_add(&disks, text, &err)) fail_msg("%s: %s", text, err.text);
+            cli_disks_free(&disks);
+        }
     }
+    unsigned keys = 0;
+    for (const char *key; (key = cli_disk_key(keys)); keys++)
+        if (!control_find_argument(add, key)) fail_msg("--disk has the key %s, disk-add has no such argument", key);
+    assert_int_equal(keys, add->narguments);
     /* And the limits have the command line's names and bases. */
     struct block_limits bl;
     struct net_limits nl;
@@ -423,6 +429,36 @@ static void test_dialogue(void **state)
     assert_int_equal(control_clients(box.control), 0);
 }
 
+/* Messages quote what they don't know, but not all of it: no character is cut in two, and the reply is UTF-8 that JSON readers take. */
+static void test_quotes(void **state)
+{
+    (void)state;
+#define EUROS "\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac"
+    struct peer *p = connect_peer(0);
+    turn();
+    assert_true(take(p));
+    puts_to(p, "{\"execute\":\"" EUROS EUROS "\"}\n");
+    assert_true(take(p));
+    assert_non_null(
+        strstr(p->text, "'" EUROS "\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac'"));
+    hang_up(p);
+    turn();
+    static const char *const cleaned[][2] = {
+        {"", ""},
+        {"plain", "plain"},
+        {"\xe2\x82\xac", "\xe2\x82\xac"},
+        {"a\xe2\x82", "a"},
+        {"\xf0\x9f\x98'b\xff\x80", "'b"},
+        {"\xed\xa0\x80\xc3\xa9", "\xc3\xa9"},
+    };
+    for (unsigned i = 0; i < COUNT(cleaned); i++) {
+        char text[16];
+        strcpy(text, cleaned[i][0]);
+        control_clean_text(text);
+        assert_string_equal(text, cleaned[i][1]);
+    }
+}
+
 static void test_ends(void **state)
 {
     (void)state;
@@ -668,6 +704,7 @@ int main(void)
         cmocka_unit_test(test_bad_requests),
         cmocka_unit_test(test_odd_lines),
         cmocka_unit_test_setup_teardown(test_dialogue, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_quotes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_ends, setup, teardown),
         cmocka_unit_test_setup_teardown(test_oversized, setup, teardown),
         cmocka_unit_test_setup_teardown(test_deaf, setup, teardown),

@@ -389,7 +389,10 @@ static void test_race(void **state)
     pthread_rwlockattr_setkind_np(&a, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&x.running, &a);
     for (unsigned i = 0; i < 2; i++) assert_int_equal(pthread_create(&thread[i], NULL, race_vcpu, &x), 0);
-    for (unsigned i = 0; i < 2000 || ((x.hits < 1000 || x.ejections < 100) && i < 1000000); i++) {
+    /* Until enough has happened, however long the others wait for a CPU. */
+    uint64_t end = clock_mono_ns() + 60ull * 1000000000;
+    for (unsigned i = 0; i < 2000 || ((x.hits < 1000 || x.ejections < 100) && clock_mono_ns() < end); i++) {
+        sched_yield();
         unsigned k = 1 + i % 4;
         struct toy *gone = NULL;
         pthread_rwlock_wrlock(&x.running);

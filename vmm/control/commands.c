@@ -205,12 +205,14 @@ static int disk_add(const struct control_machine *x, const struct control_reques
     struct machine_disk d = {.model = MACHINE_DISK_VIRTIO};
     struct limit l[6];
     const struct control_value *c = control_value(q, "cache"), *discard = control_value(q, "discard");
+    const struct control_value *packed = control_value(q, "packed");
     d.block.path = text_of(q, "path");
     d.block.readonly = control_value(q, "ro")->on;
     d.block.format = text_of(q, "format");
     d.block.cache = c->given ? cache[c->choice] : BLOCK_CACHE_WRITEBACK;
     d.block.discard = !discard->given || discard->on;
     d.block.aio = aio[control_value(q, "aio")->choice];
+    d.split_ring = packed->given && !packed->on;
     (void)take_limits(q, l, disk_limits_of(&d.block.limits, l));
     copy(d.serial, sizeof(d.serial), text_of(q, "serial"));
     copy(d.id, sizeof(d.id), text_of(q, "id"));

@@ -40,6 +40,18 @@ static size_t utf8(const unsigned char *s, size_t left)
     return n;
 }
 
+void control_clean_text(char *text)
+{
+    size_t len = strlen(text), to = 0;
+    for (size_t i = 0; i < len;) {
+        size_t n = utf8((const unsigned char *)text + i, len - i);
+        memmove(text + to, text + i, n);
+        to += n;
+        i += n ? n : 1;
+    }
+    text[to] = 0;
+}
+
 /* The JSON reader takes some things for text that are none, and ends strings at an escaped NUL: looked for here. */
 static int check_text(const char *line, size_t len, struct nerr *e)
 {

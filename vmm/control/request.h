@@ -37,6 +37,9 @@ bool control_number(const struct control_argument *a, const char *text, uint64_t
 /* on, off, yes, no, true, false. */
 bool control_boolean(const char *text, bool *out);
 
+/* Drops what is not UTF-8: a character that a message's limit cut in two must not spoil the reply. */
+void control_clean_text(char *text);
+
 /* The class of an error that has a negative errno. */
 const char *control_class(int error);
 

@@ -93,9 +93,12 @@ static bool flush(struct client *c)
 
 static cJSON *error_reply(const char *class, const char *message)
 {
+    struct nerr clean;
     cJSON *o = cJSON_CreateObject(), *x = cJSON_AddObjectToObject(o, "error");
+    nerr_set(&clean, 0, "%s", message);
+    control_clean_text(clean.text);
     cJSON_AddStringToObject(x, "class", class);
-    cJSON_AddStringToObject(x, "message", message);
+    cJSON_AddStringToObject(x, "message", clean.text);
     return o;
 }
 
