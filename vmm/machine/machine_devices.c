@@ -29,13 +29,15 @@ struct machine_device *machine_device_add(struct machine *m, const char *id, voi
     return d;
 }
 
-int machine_device_claim(struct machine *m, const char *option, const char *id, struct machine_device **out,
-                         struct nerr *e)
+struct machine_device *machine_device_claim(struct machine *m, const char *option, const char *id, struct nerr *e)
 {
-    if (machine_device_find(m, id))
-        return nerr_set(e, -EEXIST, "%s: there are two devices called %s; give each its own id=", option, id);
-    *out = machine_device_add(m, id, NULL, NULL);
-    return *out ? 0 : nerr_set(e, -ENOSPC, "%s: more than %d devices are not possible", option, MACHINE_MAX_DEVICES);
+    if (machine_device_find(m, id)) {
+        nerr_set(e, -EEXIST, "%s: there are two devices called %s; give each its own id=", option, id);
+        return NULL;
+    }
+    struct machine_device *d = machine_device_add(m, id, NULL, NULL);
+    if (!d) nerr_set(e, -ENOSPC, "%s: more than %d devices are not possible", option, MACHINE_MAX_DEVICES);
+    return d;
 }
 
 struct machine_device *machine_device_find(struct machine *m, const char *id)
@@ -91,9 +93,9 @@ static int add_disks(struct machine *m, const struct machine_config *c, struct n
 {
     for (unsigned i = 0; i < c->ndisks; i++) {
         const struct machine_disk *disk = &c->disks[i];
-        struct machine_device *slot;
-        int r = machine_device_claim(m, "--disk", disk->id, &slot, e);
-        if (!r) r = block_open(&disk->block, m->loop, &slot->block, e);
+        struct machine_device *slot = machine_device_claim(m, "--disk", disk->id, e);
+        if (!slot) return -EEXIST;
+        int r = block_open(&disk->block, m->loop, &slot->block, e);
         if (r) return r;
         switch (disk->model) {
         case MACHINE_DISK_VIRTIO: r = machine_virtio_disk_create(m, disk, slot, e); break;
@@ -129,11 +131,10 @@ static int add_ahci(struct machine *m, const struct machine_config *c, struct ne
     }
     if (!n) return 0;
     struct ahci *a;
-    struct machine_device *slot;
-    int r = machine_device_claim(m, "--disk", "ahci0", &slot, e);
-    if (r) return r;
+    struct machine_device *slot = machine_device_claim(m, "--disk", "ahci0", e);
+    if (!slot) return -EEXIST;
     slot->destroy = destroy_ahci;
-    r = ahci_create(m->pci, -1, slot->id, disk, n, &a, e);
+    int r = ahci_create(m->pci, -1, slot->id, disk, n, &a, e);
     if (!r) slot->dev = a;
     return r;
 }
@@ -148,9 +149,8 @@ static int add_ports(struct machine *m, const struct machine_config *c, struct n
     int r = 0;
     for (unsigned i = 0; i < c->nports && !r; i++) {
         struct virtio_console *d;
-        struct machine_device *slot;
-        r = machine_device_claim(m, "--console", c->ports[i].id, &slot, e);
-        if (r) break;
+        struct machine_device *slot = machine_device_claim(m, "--console", c->ports[i].id, e);
+        if (!slot) return -EEXIST;
         slot->destroy = destroy_port;
         struct virtio_console_options o = {
             .name = slot->id, .loop = m->loop, .kind = c->ports[i].kind, .path = c->ports[i].path};
@@ -169,12 +169,11 @@ static int add_vsock(struct machine *m, const struct machine_config *c, struct n
 {
     if (!c->vsock.path) return 0;
     struct virtio_vsock *d;
-    struct machine_device *slot;
-    int r = machine_device_claim(m, "--vsock", "vsock0", &slot, e);
-    if (r) return r;
+    struct machine_device *slot = machine_device_claim(m, "--vsock", "vsock0", e);
+    if (!slot) return -EEXIST;
     slot->destroy = destroy_vsock;
     struct virtio_vsock_options o = {.name = slot->id, .loop = m->loop, .cid = c->vsock.cid, .path = c->vsock.path};
-    r = virtio_vsock_create(m->pci, -1, &o, &d, e);
+    int r = virtio_vsock_create(m->pci, -1, &o, &d, e);
     if (!r) slot->dev = d;
     return r;
 }
@@ -189,12 +188,11 @@ static int add_rng(struct machine *m, const struct machine_config *c, struct ner
 {
     (void)c;
     struct virtio_rng *d;
-    struct machine_device *slot;
-    int r = machine_device_claim(m, "machine", "rng0", &slot, e);
-    if (r) return r;
+    struct machine_device *slot = machine_device_claim(m, "machine", "rng0", e);
+    if (!slot) return -EEXIST;
     slot->destroy = destroy_rng;
     struct virtio_rng_config cfg = {.name = slot->id, .loop = m->loop, .rate = RNG_RATE};
-    r = virtio_rng_create(m->pci, -1, &cfg, &d, e);
+    int r = virtio_rng_create(m->pci, -1, &cfg, &d, e);
     if (!r) slot->dev = d;
     return r;
 }

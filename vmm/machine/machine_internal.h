@@ -154,9 +154,8 @@ int machine_devices_create(struct machine *m, const struct machine_config *c, st
 void machine_devices_destroy(struct machine *m); /* and the bus */
 /* One more in the list; a machine has room for all that its configuration may ask for. NULL: no place is free. */
 struct machine_device *machine_device_add(struct machine *m, const char *id, void *dev, void (*destroy)(void *dev));
-/* The same with the checks that a device of the configuration needs; `option` is for the message. */
-int machine_device_claim(struct machine *m, const char *option, const char *id, struct machine_device **out,
-                         struct nerr *e);
+/* The same with the checks that a device of the configuration needs; `option` is for the message. NULL: refused, as `e` says. */
+struct machine_device *machine_device_claim(struct machine *m, const char *option, const char *id, struct nerr *e);
 struct machine_device *machine_device_find(struct machine *m, const char *id); /* or NULL */
 void machine_device_destroy(struct machine_device *d);                         /* its place is free then */
 /* The device of a virtio disk whose back end is open, in a free slot; removable. The back end is taken over when it succeeds. */

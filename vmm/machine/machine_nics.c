@@ -61,9 +61,8 @@ static int add_nic(struct machine *m, const struct machine_nic *given, unsigned 
     if (!nic.id[0]) snprintf(nic.id, sizeof nic.id, "net%u", number);
     if (!memcmp(nic.mac, none, 6)) make_mac(m->name, number, nic.mac);
     /* In the list first: its name must stay where it is. */
-    struct machine_device *d;
-    int r = machine_device_claim(m, "--net", nic.id, &d, e);
-    if (r) return r;
+    struct machine_device *d = machine_device_claim(m, "--net", nic.id, e);
+    if (!d) return -EEXIST;
     return nic.model == MACHINE_NIC_E1000 ? add_e1000(m, &nic, d, e) : add_virtio(m, &nic, d, e);
 }
 
