@@ -208,6 +208,8 @@ static const struct {
              {store16, 16, false, true},
              {add8, 8, true, true}};
 
+static bool reads_first; /* wrong, as QEMU's CPU does it: add8's faults report a read */
+
 static u64 cross(unsigned n, u64 before)
 {
     ctx_kernel(&c, plain[n].code);
@@ -230,7 +232,7 @@ static void missing_pages(const char *layout)
             invlpg(TEST_VA);
             invlpg(edge);
             bool ok = CHECK_EQ(cross(n, 5), PF) && CHECK_EQ(c.cr2, first == 1 ? edge : at) &&
-                      CHECK_EQ(c.error, plain[n].writes ? PF_W : 0);
+                      CHECK_EQ(c.error, plain[n].writes && !(plain[n].reads && reads_first) ? PF_W : 0);
             *pte_of(TEST_VA, 1) = low;
             *pte_of(edge, 1) = high;
             invlpg(TEST_VA);
@@ -331,6 +333,7 @@ int main(void)
     } else {
         skip("AVX2");
     }
+    reads_first = left_out(TCG | LAB, "faults of instructions that read and write");
     borders(frames + 2 * PAGE, frames, "RAM and RAM");
     borders(frames, frames + PAGE, "neighbours in RAM");
     few = left_out(LAB, "most offsets on MMIO, since they take minutes");
