@@ -323,12 +323,21 @@ static void test_stalled(void **state)
     snprintf(uri, sizeof(uri), "nbd+unix:///disk?socket=%s/%s", cwd, d.path);
     struct block_config cfg = writable;
     cfg.path = uri;
+    /* It stands still from the start: who has less patience is told sooner. */
+    kill(server, SIGSTOP);
+    cfg.patience_s = 1;
+    uint64_t start = clock_mono_ns();
+    assert_int_equal(block_open(&cfg, d.loop, &d.b, &d.e), -ETIMEDOUT);
+    assert_non_null(strstr(d.e.text, "the NBD server does not answer"));
+    assert_true(clock_mono_ns() - start < 25000000000ull);
+    kill(server, SIGCONT);
+    cfg.patience_s = 0;
     assert_int_equal(block_open(&cfg, d.loop, &d.b, &d.e), 0);
     assert_int_equal(pthread_create(&d.thread, NULL, disk_rig_loop, d.loop), 0);
     struct disk_io a = {0}, b = {0};
     kill(server, SIGSTOP);
     disk_io_submit(&d, &a, BLOCK_WRITE, 8192, old, 4096);
-    uint64_t start = clock_mono_ns();
+    start = clock_mono_ns();
     block_drain(d.b);
     assert_int_equal(atomic_load(&a.state), 1);
     assert_int_equal(a.result, -EIO);

@@ -42,6 +42,8 @@ struct block_limits {
     uint64_t read_iops, write_iops, total_iops;
 };
 
+#define BLOCK_PATIENCE_S 30u
+
 struct block_config {
     const char *path; /* file, block device, or nbd: URI */
     bool readonly;
@@ -50,6 +52,8 @@ struct block_config {
     bool discard;       /* unmap on discard (default true by the option parser) */
     const char *format; /* "raw", "qcow2", or NULL: probe; a raw image is never reinterpreted later */
     struct block_limits limits;
+    unsigned
+        patience_s; /* seconds, up to BLOCK_PATIENCE_S, that opening may wait for an answer of a storage server; 0: all of them */
 };
 
 struct block_info {

@@ -355,14 +355,14 @@ static int share_memory(struct block *b, struct block_daemon *d, struct nerr *e)
     return 0;
 }
 
-static int negotiate(struct block *b, struct block_daemon *d, uint64_t *accepted, struct nerr *e)
+static int negotiate(struct block *b, struct block_daemon *d, unsigned patience_s, uint64_t *accepted, struct nerr *e)
 {
     const uint64_t wanted = VHOST_USER_PROTOCOL_FEATURES | 1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_BLK_F_FLUSH |
                             1ull << VIRTIO_BLK_F_DISCARD | 1ull << VIRTIO_BLK_F_WRITE_ZEROES | 1ull << VIRTIO_BLK_F_RO |
                             1ull << VIRTIO_BLK_F_BLK_SIZE;
     int sock = d->process.sock;
     uint64_t offered = 0, protocol = 0;
-    int r = vhost_user_init(sock, e);
+    int r = vhost_user_init(sock, patience_s ? patience_s : BLOCK_PATIENCE_S, e);
     if (!r) r = vhost_user_get_features(sock, &offered, e);
     *accepted = offered & wanted;
     if (!r && !(offered & VHOST_USER_PROTOCOL_FEATURES))
@@ -451,7 +451,7 @@ static int open_once(struct block *b, const struct block_config *cfg, const char
     b->daemon = d;
     int r = share_memory(b, d, e);
     if (!r) r = storage_daemon_start(cfg, format, &d->process, e);
-    if (!r) r = negotiate(b, d, &features, e);
+    if (!r) r = negotiate(b, d, cfg->patience_s, &features, e);
     if (!r) r = take_info(b, d, cfg, format, features, e);
     if (!r) r = start_ring(b, d, e);
     if (!r) r = event_fd_add(b->loop, d->process.sock, EPOLLIN, on_end, b, e);

@@ -8,7 +8,6 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define ANSWER_SECONDS 30
 #define CONFIG_MAX 256
 
 enum {
@@ -57,7 +56,7 @@ struct message {
 
 static int lost(int err, struct nerr *e)
 {
-    if (err == EAGAIN) return nerr_set(e, -ETIMEDOUT, "vhost-user: no answer within %d s", ANSWER_SECONDS);
+    if (err == EAGAIN) return nerr_set(e, -ETIMEDOUT, "vhost-user: no answer in time");
     return nerr_set(e, -ECONNRESET, "vhost-user: the peer has gone: %s", err ? strerror(err) : "end of connection");
 }
 
@@ -129,9 +128,9 @@ static int set_state(int sock, uint32_t request, unsigned index, unsigned num, s
     return send_message(sock, &m, request, sizeof(m.state), -1, e);
 }
 
-int vhost_user_init(int sock, struct nerr *e)
+int vhost_user_init(int sock, unsigned seconds, struct nerr *e)
 {
-    struct timeval t = {.tv_sec = ANSWER_SECONDS};
+    struct timeval t = {.tv_sec = seconds};
     if (setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t)) ||
         setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t)))
         return nerr_set(e, -errno, "vhost-user: setsockopt: %s", strerror(errno));

@@ -20,8 +20,8 @@ struct vhost_user_ring {
     int kick, call;            /* eventfds; the peer gets copies */
 };
 
-/* Limits the time of one answer. `sock` stays the caller's. */
-int vhost_user_init(int sock, struct nerr *e);
+/* Limits the time of one answer: seconds, 1 to 30. `sock` stays the caller's. */
+int vhost_user_init(int sock, unsigned seconds, struct nerr *e);
 int vhost_user_get_features(int sock, uint64_t *features, struct nerr *e);
 int vhost_user_set_features(int sock, uint64_t features, struct nerr *e);
 int vhost_user_get_protocol_features(int sock, uint64_t *features, struct nerr *e);

@@ -110,9 +110,14 @@ static int check(struct machine *m, const struct machine_disk *d, struct nerr *e
     return 0;
 }
 
+/* The loop's thread opens the image, and timers, console and clients wait meanwhile: a server that is not there must not make that long. */
+#define RUNNING_PATIENCE_S 5
+
 static int add(struct machine *m, const struct machine_disk *disk, struct machine_device *d, struct nerr *e)
 {
-    int r = block_open(&disk->block, m->loop, &d->block, e);
+    struct block_config cfg = disk->block;
+    cfg.patience_s = RUNNING_PATIENCE_S;
+    int r = block_open(&cfg, m->loop, &d->block, e);
     if (r) return r;
     r = hold(m, e);
     if (!r) {
