@@ -27,6 +27,9 @@ if here again; then # the second boot: what was added stays
     d=$(disk again)
     [ "$(dd if=/dev/$d bs=16 count=1 2>/dev/null)" = "before the reset" ] || echo "FAILED: the disk after the reset"
     remove late again
+    # The host ends with the guest: one more disk, which comes when that one has really gone, keeps it until then.
+    echo "@@AFTER late" >/dev/console
+    add last disk1.img last
     away asked || echo "FAILED: the disk that was asked for came through the reset"
     echo "all rounds done"
     exit 0
