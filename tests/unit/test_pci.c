@@ -268,7 +268,7 @@ static void test_intx_isa(void **state)
     assert_int_equal(irq, cfg_read(r, 4, CFG_INTERRUPT_LINE, 1));
     assert_int_not_equal(irq, other);
     assert_true(IRQ_ISA_PCI >> irq & 1 && IRQ_ISA_PCI >> other & 1);
-    assert_false(IRQ_ISA_PCI >> 11 & 1); /* see irq.h */
+    assert_false(IRQ_ISA_PCI >> 11 & 1);       /* see irq.h */
     cfg_write(r, 2, CFG_INTERRUPT_LINE, 1, 7); /* a note for systems, no router */
     pci_intx_set(a->f, true);
     pci_intx_set(b->f, true);
