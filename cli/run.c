@@ -257,6 +257,7 @@ static int run_controlled(struct machine *m, const struct control_place *place, 
                                      .ctx = &target};
         int r = control_start(&cfg, &control, e);
         if (r) return r;
+        target.server = control;
         machine_listen(m, on_machine_event, control);
         machine_disk_observe(m, on_disk_gone, control);
     }

@@ -20,6 +20,7 @@ const char *const fuzz_name = "fuzz_control";
 static struct event_loop *loop;
 static struct event_timer timer;
 static struct control *server;
+static uint64_t ticket; /* of a request that is not answered yet */
 static uint64_t executed;
 static char *sent; /* all lines of this case */
 static size_t sent_bytes;
@@ -56,6 +57,11 @@ static int execute(void *ctx, const struct control_request *q, cJSON *reply, str
         if (a->type == CONTROL_STRING) fuzz_check(*v->text && strlen(v->text) <= a->max);
     }
     if (fuzz_one_in(8)) control_tell(server, "paused", NULL, NULL);
+    if (fuzz_one_in(8)) {
+        fuzz_check(!ticket); /* the next request waits for it */
+        ticket = q->ticket;
+        return CONTROL_LATER;
+    }
     if (fuzz_one_in(8)) return nerr_set(e, -(int)fuzz_below(130) - 1, "\"quotes\" and \\ in a message");
     if (fuzz_one_in(200)) {
         char *big = calloc(1, 100001);
@@ -236,6 +242,12 @@ static void stop(void *ctx)
 static void turn(void)
 {
     struct nerr e;
+    uint64_t t = ticket;
+    if (t && fuzz_one_in(4)) {
+        ticket = 0; /* the next one may come from inside */
+        nerr_set(&e, -EIO, "later");
+        control_answer(server, t, fuzz_one_in(2) ? -EIO : 0, cJSON_CreateObject(), &e);
+    }
     event_timer_arm(&timer, clock_mono_ns() + 20000, 0); /* a post would come before the sockets, every time */
     fuzz_check(event_loop_run(loop, &e) == 0);
 }
@@ -249,6 +261,7 @@ void fuzz_case(void)
     sent = malloc(SENT_MAX);
     sent_bytes = 0;
     executed = 0;
+    ticket = 0;
     r = (struct replies){.bytes = 0};
     loop = event_loop_create(&e);
     struct control_config cfg = {.loop = loop, .listener = -1, .name = "fuzz", .version = "0", .execute = execute};

@@ -172,6 +172,60 @@ def plug(listener):
     check("disk-remove-guest", guest.until("ls /sys/block | grep -c vdb || true", "0") == "0")
 
 
+def silent_server(name):
+    """Takes connections and says nothing: the socket, and what to give as a disk's path."""
+    s = socket.socket(socket.AF_UNIX)
+    s.bind("%s/%s" % (WORK, name))
+    s.listen(16)
+    s.settimeout(60)
+    return s, "path=nbd+unix:///x?socket=%s/%s" % (WORK, name)
+
+
+def add_in_background(*words):
+    return subprocess.Popen([vm.PROGRAM, "ctl", "one", "disk-add", "--json", "--timeout", "120", *words], env=ENV,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def plug_slowly():
+    """A disk whose server says nothing for as long as it is waited for (20 s): guest, console and control go on meanwhile."""
+    server, path = silent_server("silent")
+    adding = add_in_background(path, "id=slow")
+    connection, _ = server.accept()
+    longest = 0
+    for _ in range(3):
+        before = time.monotonic()
+        ctl("status")
+        guest.run("sleep 0.01")  # its console, and its timer
+        longest = max(longest, time.monotonic() - before)
+    check("disk-add-slow", adding.poll() is None and longest < 6, "status, console and timer took %.2f s at most meanwhile" % longest)
+    same = ctl("disk-add", "path=" + image("other", 1), "id=slow", status=1)
+    early = ctl("disk-remove", "slow", status=1)
+    check("disk-add-slow-taken", same["class"] == "exists" and early["class"] == "busy", same["message"] + "; " + early["message"])
+    server.close()
+    connection.close()
+    out, _ = adding.communicate(timeout=60)
+    error = json.loads(out)["error"]
+    check("disk-add-slow-fails", adding.returncode == 1 and "nbd+unix" in error["message"] and "blockdev" not in error["message"], error["message"])
+    other = ctl("disk-add", "path=" + WORK + "/other", "id=slow")
+    check("disk-add-slow-again", guest.until("cat /sys/block/vdb/size", "2048") == "2048" and other["id"] == "slow")
+    ctl("disk-remove", "slow")
+
+
+def quit_slowly():
+    """The machine ends at once, whatever is being opened, and who waits for that is told."""
+    server, path = silent_server("silent2")
+    adding = add_in_background(path)
+    server.accept()
+    begin = time.monotonic()
+    ctl("quit")
+    status = guest.wait(60)
+    took = time.monotonic() - begin
+    out, _ = adding.communicate(timeout=60)
+    check("quit", status == 0 and took < 10 and os.listdir(WORK + "/run") == [".lock"], "in %.1f s" % took)
+    check("quit-opening", "the machine has ended" in json.loads(out)["error"]["message"], out.replace("\n", " "))
+    server.close()
+
+
 def nics():
     carrier = "cat /sys/class/net/eth0/carrier"
     guest.run("ip address add 10.0.2.15/24 dev eth0; ip link set eth0 up")
@@ -251,6 +305,8 @@ def main():
     pause(listener)
     disks()
     plug(listener)
+    plug_slowly()
+    json.loads(listener.readline())  # disk-removed
     nics()
     several()
     # A reset, of a machine that is paused: it stays so, and then starts anew, with clocks that agree.
@@ -274,8 +330,7 @@ def main():
     guest = Guest("one")
     guest.ready()
     ctl("pause")
-    ctl("quit")
-    check("quit", guest.wait(60) == 0 and os.listdir(WORK + "/run") == [".lock"])
+    quit_slowly()
 
 
 guest = None

@@ -24,6 +24,8 @@ struct plugger {
     struct machine *machine;
     char line[256], queue[8192]; /* the line that comes in; those that wait */
     size_t len;
+    bool adding; /* one is on its way in: */
+    char new_file[128];
     struct {
         char id[32], file[128];
     } disk[MAX_DISKS];
@@ -68,20 +70,34 @@ static void gone(void *ctx, const char *id)
     go_on(p);
 }
 
+static void added(void *ctx, const char *id, int result, const struct nerr *e)
+{
+    struct plugger *p = ctx;
+    if (result) {
+        fprintf(stderr, "refused %s: %s\n", id, e->text);
+    } else {
+        note(p, id, p->new_file);
+        fprintf(stderr, "added %s\n", id);
+    }
+    p->adding = false;
+    go_on(p);
+}
+
 /* False: it has to wait. */
 static bool command(struct plugger *p, const char *line)
 {
     char id[32], file[128], serial[21];
     struct nerr e;
+    if (p->adding) return false;
     if (sscanf(line, "@@AFTER %31s", id) == 1) return machine_disk_state(p->machine, id) == MACHINE_DISK_NONE;
     if (sscanf(line, "@@ADD %31s %127s %20s", id, file, serial) == 3) {
         struct machine_disk d = description(id, file, serial);
-        if (machine_disk_add(p->machine, &d, &e)) {
+        if (machine_disk_add(p->machine, &d, added, p, &e)) {
             fprintf(stderr, "refused %s: %s\n", id, e.text);
             return true;
         }
-        note(p, id, file);
-        fprintf(stderr, "added %s\n", id);
+        p->adding = true;
+        memcpy(p->new_file, file, sizeof(file));
     } else if (sscanf(line, "@@REMOVE %31s", id) == 1) {
         if (machine_disk_remove(p->machine, id, &e))
             fprintf(stderr, "refused %s: %s\n", id, e.text);

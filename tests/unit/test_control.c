@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -263,6 +264,9 @@ static struct {
     char last[64];
     size_t reply_bytes; /* a reply as large as that */
     bool tell;          /* an event, from inside a request */
+    bool later;         /* disk-add is not answered at once */
+    uint64_t ticket[4];
+    unsigned tickets;
 } box;
 
 static int execute(void *ctx, const struct control_request *q, cJSON *reply, struct nerr *e)
@@ -271,6 +275,10 @@ static int execute(void *ctx, const struct control_request *q, cJSON *reply, str
     box.executed++;
     snprintf(box.last, sizeof(box.last), "%s", q->command->name);
     if (box.tell) control_tell(box.control, "paused", NULL, NULL);
+    if (box.later && strcmp(q->command->name, "disk-add") == 0) {
+        box.ticket[box.tickets++ % 4] = q->ticket;
+        return CONTROL_LATER;
+    }
     if (strcmp(q->command->name, "reset") == 0) return nerr_set(e, -EBUSY, "not now");
     if (box.reply_bytes) {
         char *big = malloc(box.reply_bytes + 1);
@@ -584,6 +592,84 @@ static void test_events(void **state)
     hang_up(b);
 }
 
+static void answer_ticket(unsigned i, int result)
+{
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddStringToObject(reply, "id", "late");
+    if (result) nerr_set(&err, result, "it failed");
+    control_answer(box.control, box.ticket[i], result, reply, &err);
+    turn();
+}
+
+#define LATE "{\"execute\":\"disk-add\",\"arguments\":{\"path\":\"x\"},\"id\":[7]}\n"
+#define STATUS "{\"execute\":\"status\"}\n"
+
+/* Answers that come later: the client's own next requests wait, other clients don't. */
+static void test_later(void **state)
+{
+    (void)state;
+    struct peer *a = connect_peer(0), *b = connect_peer(0);
+    turn();
+    assert_true(take(a) && take(b));
+    box.later = true;
+    puts_to(a, LATE STATUS);
+    assert_true(take(a));
+    assert_int_equal(a->bytes, 0);
+    assert_int_equal(box.executed, 1);
+    puts_to(b, STATUS STATUS);
+    assert_true(take(b));
+    assert_int_equal(lines(b), 2);
+    answer_ticket(0, 0);
+    assert_true(take(a));
+    assert_string_equal(a->text, "{\"return\":{\"id\":\"late\"},\"id\":[7]}\n{\"return\":{}}\n");
+    answer_ticket(0, 0); /* nobody waits for it any more */
+    assert_true(take(a));
+    assert_int_equal(a->bytes, 0);
+    /* An error; and events come meanwhile to who listens. */
+    puts_to(a, "{\"execute\":\"events\",\"arguments\":{\"on\":true}}\n" LATE);
+    control_tell(box.control, "paused", NULL, NULL);
+    turn();
+    assert_true(take(a));
+    assert_int_equal(lines(a), 2);
+    assert_non_null(strstr(a->text, "\"event\":\"paused\""));
+    answer_ticket(1, -EBUSY);
+    assert_true(take(a));
+    assert_string_equal(a->text, "{\"error\":{\"class\":\"busy\",\"message\":\"it failed\"},\"id\":[7]}\n");
+    /* One that has said all it has to say still hears the answer. */
+    puts_to(b, LATE STATUS);
+    shutdown(b->fd, SHUT_WR);
+    turn();
+    assert_int_equal(control_clients(box.control), 2);
+    answer_ticket(2, 0);
+    assert_false(take(b));
+    assert_int_equal(lines(b), 2);
+    hang_up(b);
+    /* One that goes takes up no place meanwhile, costs nothing, and what it had asked for besides is done. */
+    box.executed = 0;
+    puts_to(a, LATE STATUS STATUS);
+    hang_up(a);
+    turn();
+    assert_int_equal(control_clients(box.control), 0);
+    assert_int_equal(box.executed, 1);
+    clock_t cpu = clock();
+    for (unsigned i = 0; i < 50; i++) turn();
+    assert_true(clock() - cpu < CLOCKS_PER_SEC);
+    answer_ticket(3, 0);
+    assert_int_equal(box.executed, 3);
+    /* The end of the server while one waits. */
+    a = connect_peer(0);
+    puts_to(a, LATE);
+    hang_up(a);
+    turn();
+    a = connect_peer(0);
+    puts_to(a, LATE);
+    control_stop(box.control);
+    struct control_config cfg = {.loop = box.loop, .listener = -1, .name = "box", .version = "1.2", .execute = execute};
+    assert_int_equal(control_start(&cfg, &box.control, &err), 0);
+    answer_ticket(0, 0);
+    hang_up(a);
+}
+
 /* ---- places ---- */
 
 static char directory[64];
@@ -709,6 +795,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_oversized, setup, teardown),
         cmocka_unit_test_setup_teardown(test_deaf, setup, teardown),
         cmocka_unit_test_setup_teardown(test_events, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_later, setup, teardown),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_bad_places),

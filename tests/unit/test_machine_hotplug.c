@@ -2,6 +2,7 @@
  * runs on a thread of its own. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,6 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -189,12 +193,22 @@ struct call {
     atomic_int done;
 };
 
+static void added(void *ctx, const char *id, int result, const struct nerr *e)
+{
+    struct call *c = ctx;
+    assert_true(id[0]);
+    c->result = result;
+    if (result) c->e = *e;
+    atomic_store(&c->done, 1);
+}
+
 static void on_loop(void *ctx)
 {
     struct call *c = ctx;
-    if (c->add)
-        c->result = machine_disk_add(run.m, c->add, &c->e);
-    else if (c->state)
+    if (c->add) {
+        c->result = machine_disk_add(run.m, c->add, added, c, &c->e);
+        if (!c->result) return; /* the rest comes later */
+    } else if (c->state)
         c->result = (int)machine_disk_state(run.m, c->id);
     else if (c->id)
         c->result = machine_disk_remove(run.m, c->id, &c->e);
@@ -383,19 +397,146 @@ static void test_before_the_run(void **state)
     (void)state;
     struct machine_disk base = disk("base", 0), hot = disk("hot", 1);
     create(&base, 1);
-    assert_int_equal(machine_disk_add(run.m, &hot, &err), 0);
+    struct call adding = {.add = &hot}, never = {.add = &hot};
+    assert_int_equal(machine_disk_add(run.m, &hot, added, &adding, &err), 0);
     assert_int_equal(machine_disk_remove(run.m, "base", &err), 0);
     start();
     wait_for(&run.gone, 1);
+    wait_for(&adding.done, 1);
+    assert_int_equal(adding.result, 0);
     assert_string_equal(run.last, "base");
-    assert_int_equal(config(1, 0), NOBODY);
-    assert_int_equal(config(3, 0), VIRTIO_BLK);
+    assert_int_equal(config(1, 0), VIRTIO_BLK); /* it has taken that one's place */
+    assert_int_equal(config(3, 0), NOBODY);
     end();
     create(&base, 1);
-    assert_int_equal(machine_disk_add(run.m, &hot, &err), 0);
+    assert_int_equal(machine_disk_add(run.m, &hot, added, &never, &err), 0);
     assert_int_equal(machine_disk_remove(run.m, "base", &err), 0);
     machine_destroy(run.m); /* never ran */
+    assert_int_equal(never.done, 1);
+    assert_int_equal(never.result, -EBUSY);
     assert_false(locked(0) || locked(1));
+}
+
+/* ---- servers that take their time ---- */
+
+static char server_path[96], uri[200];
+static int server = -1;
+
+/* Takes connections and says nothing. */
+static void start_silent_server(void)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    snprintf(server_path, sizeof(server_path), "%s/server", dir);
+    snprintf(uri, sizeof(uri), "nbd+unix:///x?socket=%s", server_path);
+    snprintf(a.sun_path, sizeof(a.sun_path), "%s", server_path);
+    server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(server >= 0);
+    assert_int_equal(bind(server, (struct sockaddr *)&a, sizeof(a)), 0);
+    assert_int_equal(listen(server, 64), 0);
+}
+
+static void end_silent_server(void)
+{
+    close(server);
+    unlink(server_path);
+}
+
+static void wait_connected(void)
+{
+    struct pollfd p = {.fd = server, .events = POLLIN};
+    if (poll(&p, 1, (int)(PATIENCE_NS / 1000000)) != 1) fail_msg("qemu-storage-daemon does not connect");
+}
+
+static void test_silent_server(void **state)
+{
+    (void)state;
+    struct machine_disk d = disk("slow", 0), many[20];
+    struct call slow = {.add = &d}, others[20];
+    start_silent_server();
+    d.block.path = uri;
+    create(NULL, 0);
+    start();
+    assert_int_equal(event_loop_post(machine_loop(run.m), on_loop, &slow), 0);
+    wait_connected();
+    /* Loop and vCPU go on. (One look of theirs takes far less; this holds on a host that is busy with other things, too.) */
+    for (unsigned i = 0; i < 200; i++) {
+        uint64_t before = clock_mono_ns();
+        assert_int_equal(state_of("slow"), MACHINE_DISK_NONE);
+        assert_int_equal(config(2, 0), NOBODY);
+        assert_true(clock_mono_ns() - before < 2000000000);
+    }
+    /* Its id is taken, and nothing can be asked of it. */
+    assert_int_equal(add("slow", 1), -EEXIST);
+    assert_non_null(strstr(err.text, "being opened"));
+    assert_int_equal(ask("slow"), -EBUSY);
+    assert_non_null(strstr(err.text, "being opened"));
+    /* Others come and go, and the machine can be reset. */
+    assert_int_equal(add("hot", 1), 0);
+    assert_int_equal(config(2, 0), VIRTIO_BLK);
+    assert_int_equal(ask("hot"), 0);
+    machine_reset(run.m);
+    wait_reset();
+    wait_for(&run.gone, 1);
+    assert_int_equal(add("", 1), 0);
+    assert_int_equal(state_of("disk0"), MACHINE_DISK_HERE);
+    /* More than there are threads for them: the rest waits. */
+    for (unsigned i = 0; i < 20; i++) {
+        many[i] = disk("", 0);
+        many[i].block.path = uri;
+        others[i] = (struct call){.add = &many[i]};
+        assert_int_equal(event_loop_post(machine_loop(run.m), on_loop, &others[i]), 0);
+    }
+    assert_int_equal(state_of("disk0"), MACHINE_DISK_HERE); /* behind them */
+    assert_int_equal(slow.done, 0);
+    /* The end does not wait for any of it, and every one is answered. */
+    uint64_t before = clock_mono_ns();
+    end();
+    assert_true(clock_mono_ns() - before < 10000000000);
+    assert_int_equal(slow.done, 1);
+    assert_int_equal(slow.result, -EBUSY);
+    assert_non_null(strstr(slow.e.text, "has ended"));
+    for (unsigned i = 0; i < 20; i++) {
+        assert_int_equal(others[i].done, 1);
+        assert_int_equal(others[i].result, -EBUSY);
+    }
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* no daemon is left */
+    assert_int_equal(errno, ECHILD);
+    assert_false(locked(1));
+    end_silent_server();
+}
+
+struct with_reset {
+    struct call call;
+    bool reset_first;
+};
+
+static void add_and_reset(void *ctx)
+{
+    struct with_reset *x = ctx;
+    if (x->reset_first) machine_reset(run.m);
+    on_loop(&x->call);
+    if (!x->reset_first) machine_reset(run.m);
+}
+
+/* A disk that is opened while the machine is being reset is there afterwards. */
+static void test_open_in_reset(void **state)
+{
+    (void)state;
+    create(NULL, 0);
+    start();
+    for (int i = 1; i <= 20; i++) {
+        struct machine_disk d = disk("hot", 1);
+        struct with_reset x = {.call = {.add = &d}, .reset_first = i % 2};
+        assert_int_equal(event_loop_post(machine_loop(run.m), add_and_reset, &x), 0);
+        wait_for(&x.call.done, 1);
+        if (x.call.result) fail_msg("%s", x.call.e.text);
+        assert_int_equal(config(2, 0), VIRTIO_BLK);
+        assert_int_equal(ask("hot"), 0);
+        out32(SLOTS + 8, 1u << 2);
+        wait_for(&run.gone, i);
+    }
+    end();
+    assert_false(locked(1));
 }
 
 /* A guest that ejects all the time while the user adds, asks and resets; at the end some are on their way out. */
@@ -478,8 +619,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_come_and_go), cmocka_unit_test(test_refusals),       cmocka_unit_test(test_full),
-        cmocka_unit_test(test_reset),       cmocka_unit_test(test_before_the_run), cmocka_unit_test(test_storm),
+        cmocka_unit_test(test_come_and_go),   cmocka_unit_test(test_refusals),       cmocka_unit_test(test_full),
+        cmocka_unit_test(test_reset),         cmocka_unit_test(test_before_the_run), cmocka_unit_test(test_storm),
+        cmocka_unit_test(test_silent_server), cmocka_unit_test(test_open_in_reset),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

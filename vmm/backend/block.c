@@ -399,28 +399,48 @@ static int create(struct block *b, const struct block_config *cfg, struct event_
     return 0;
 }
 
-int block_open(const struct block_config *cfg, struct event_loop *loop, struct block **out, struct nerr *e)
+int block_prepare(const struct block_config *cfg, struct event_loop *loop, struct block **out, struct nerr *e)
 {
     *out = NULL;
     struct block *b = calloc(1, sizeof(*b));
     if (!b) return nerr_set(e, -ENOMEM, "disk %s: out of memory", cfg->path);
     int r = create(b, cfg, loop, e);
     if (!r) r = block_open_driver(b, cfg, e);
-    if (!r) r = event_fd_add(loop, b->wake_fd, EPOLLIN, on_wake, b, e);
-    if (!r) r = block_set_limits(b, &cfg->limits, e);
     if (r) {
         block_close(b);
         return r;
     }
+    b->limits = cfg->limits;
     *out = b;
     return 0;
+}
+
+int block_start(struct block *b, struct nerr *e)
+{
+    int r = b->driver->watch ? b->driver->watch(b, e) : 0;
+    if (!r) r = event_fd_add(b->loop, b->wake_fd, EPOLLIN, on_wake, b, e);
+    if (r) return r;
+    b->watched = true;
+    struct block_limits limits = b->limits;
+    return block_set_limits(b, &limits, e);
+}
+
+int block_open(const struct block_config *cfg, struct event_loop *loop, struct block **out, struct nerr *e)
+{
+    int r = block_prepare(cfg, loop, out, e);
+    if (!*out) return r;
+    r = block_start(*out, e);
+    if (!r) return 0;
+    block_close(*out);
+    *out = NULL;
+    return r;
 }
 
 void block_close(struct block *b)
 {
     if (!b) return;
     if (b->driver) block_drain(b);
-    if (b->wake_fd >= 0) event_fd_remove(b->loop, b->wake_fd);
+    if (b->watched) event_fd_remove(b->loop, b->wake_fd);
     if (b->timer_made) event_timer_destroy(&b->timer);
     if (b->driver) b->driver->close(b);
     if (b->wake_fd >= 0) close(b->wake_fd);

@@ -7,6 +7,7 @@
 #ifndef NACELLE_VMM_BLOCK_H
 #define NACELLE_VMM_BLOCK_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -44,6 +45,13 @@ struct block_limits {
 
 #define BLOCK_PATIENCE_S 30u
 
+/* With it another thread can end a block_prepare() that waits for a storage server. It outlives that call. */
+struct block_abort {
+    pthread_mutex_t lock; /* all fields are the back end's */
+    int sock;
+    bool aborted;
+};
+
 struct block_config {
     const char *path; /* file, block device, or nbd: URI */
     bool readonly;
@@ -54,6 +62,7 @@ struct block_config {
     struct block_limits limits;
     unsigned
         patience_s; /* seconds, up to BLOCK_PATIENCE_S, that opening may wait for an answer of a storage server; 0: all of them */
+    struct block_abort *abort; /* or NULL */
 };
 
 struct block_info {
@@ -83,6 +92,15 @@ struct block_request {
 
 /* Opens and locks the image: against every other user when writable, against writers when read-only. */
 int block_open(const struct block_config *cfg, struct event_loop *loop, struct block **out, struct nerr *e);
+/* The same in two steps. The first does all that may take long, on any thread; only block_start() and block_close() may follow it. That thread must live
+ * until block_close(): the kernel ends a storage daemon when the thread that started it ends. The second is short and fails only without memory;
+ * block_close() is then the caller's, too. On the loop's thread, or while the loop does not run. */
+int block_prepare(const struct block_config *cfg, struct event_loop *loop, struct block **out, struct nerr *e);
+int block_start(struct block *b, struct nerr *e);
+void block_abort_init(struct block_abort *a);
+/* [any] A block_prepare() that has it fails soon, now or when it begins; one that waits in the host's kernel (a file system that hangs) does
+ * not hear of it. */
+void block_abort(struct block_abort *a);
 /* Drains first. Only from the loop's thread, or while the loop does not run. NULL is fine. */
 void block_close(struct block *b);
 void block_info(const struct block *b, struct block_info *out);

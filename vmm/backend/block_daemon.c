@@ -18,6 +18,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -59,7 +60,8 @@ struct block_daemon {
     struct storage_daemon process;
     struct area *area;
     int memfd, kick;
-    bool watched, dead, stalled; /* stalled: it did not answer when it was opened */
+    bool watched, dead;
+    bool stalled, aborted; /* it did not answer when it was opened; that was not waited for */
     uint16_t avail_idx, used_idx;
     struct block_request *slot[SLOTS]; /* who is in it */
     bool orphan[SLOTS];                /* nobody waits any more for what is in it */
@@ -318,7 +320,7 @@ static void daemon_close(struct block *b)
     struct block_daemon *d = b->daemon;
     if (!d) return;
     if (d->watched) event_fd_remove(b->loop, d->process.sock);
-    storage_daemon_stop(&d->process, d->stalled || d->orphans ? STALLED_END_SECONDS : END_SECONDS);
+    storage_daemon_stop(&d->process, d->aborted ? 0 : d->stalled || d->orphans ? STALLED_END_SECONDS : END_SECONDS);
     if (d->area) munmap(d->area, sizeof(*d->area));
     if (d->memfd >= 0) close(d->memfd);
     if (d->kick >= 0) close(d->kick);
@@ -335,10 +337,18 @@ static int daemon_resize(struct block *b, uint64_t size, struct nerr *e)
                     b->path);
 }
 
+static int daemon_watch(struct block *b, struct nerr *e)
+{
+    int r = event_fd_add(b->loop, b->daemon->process.sock, EPOLLIN, on_end, b, e);
+    b->daemon->watched = !r;
+    return r;
+}
+
 const struct block_driver block_daemon_driver = {.start = daemon_start,
                                                  .commit = daemon_commit,
                                                  .reap = daemon_reap,
                                                  .abandon = daemon_abandon,
+                                                 .watch = daemon_watch,
                                                  .resize = daemon_resize,
                                                  .close = daemon_close};
 
@@ -441,27 +451,61 @@ static int explain(struct block *b, struct block_daemon *d, int r, struct nerr *
     return nerr_set(e, r, "disk %s: %s; another version of qemu-storage-daemon may do better", b->path, cause.text);
 }
 
+void block_abort_init(struct block_abort *a)
+{
+    pthread_mutex_init(&a->lock, NULL);
+    a->sock = -1;
+    a->aborted = false;
+}
+
+void block_abort(struct block_abort *a)
+{
+    pthread_mutex_lock(&a->lock);
+    a->aborted = true;
+    if (a->sock >= 0) shutdown(a->sock, SHUT_RDWR); /* whoever waits there sees the end of the connection */
+    pthread_mutex_unlock(&a->lock);
+}
+
+/* From now on `sock` (-1: nothing) is what an abort shuts down. False: aborted. */
+static bool abortable(const struct block_config *cfg, int sock)
+{
+    struct block_abort *a = cfg->abort;
+    if (!a) return true;
+    pthread_mutex_lock(&a->lock);
+    a->sock = sock;
+    bool go_on = !a->aborted;
+    pthread_mutex_unlock(&a->lock);
+    return go_on;
+}
+
+static int set_up(struct block *b, const struct block_config *cfg, const char *format, struct nerr *e)
+{
+    struct block_daemon *d = b->daemon;
+    uint64_t features = 0;
+    int r = abortable(cfg, d->process.sock) ? 0 : -ECANCELED;
+    if (!r) r = negotiate(b, d, cfg->patience_s, &features, e);
+    if (!r) r = take_info(b, d, cfg, format, features, e);
+    if (!r) r = start_ring(b, d, e);
+    d->stalled = r == -ETIMEDOUT;
+    d->aborted = !abortable(cfg, -1);
+    if (!d->aborted) return r ? explain(b, d, r, e) : 0;
+    return nerr_set(e, -ECANCELED, "disk %s: nobody waits for it any more", b->path);
+}
+
 static int open_once(struct block *b, const struct block_config *cfg, const char *format, struct nerr *e)
 {
     struct block_daemon *d = calloc(1, sizeof(*d));
     if (!d) return nerr_set(e, -ENOMEM, "disk %s: out of memory", b->path);
-    uint64_t features = 0;
     d->memfd = d->kick = -1;
     d->process = (struct storage_daemon){.sock = -1, .messages = -1};
     b->daemon = d;
     int r = share_memory(b, d, e);
     if (!r) r = storage_daemon_start(cfg, format, &d->process, e);
-    if (!r) r = negotiate(b, d, cfg->patience_s, &features, e);
-    if (!r) r = take_info(b, d, cfg, format, features, e);
-    if (!r) r = start_ring(b, d, e);
-    if (!r) r = event_fd_add(b->loop, d->process.sock, EPOLLIN, on_end, b, e);
+    if (!r) r = set_up(b, cfg, format, e);
     if (r) {
-        d->stalled = r == -ETIMEDOUT;
-        r = explain(b, d, r, e);
         daemon_close(b);
         return r;
     }
-    d->watched = true;
     b->driver = &block_daemon_driver;
     return 0;
 }

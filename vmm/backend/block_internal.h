@@ -75,6 +75,8 @@ struct block_driver {
     /* With the lock held: block_finished() at once for all that the host keeps us waiting for, whose memory nobody touches from then on. NULL
      * where the host has the guest's memory itself. */
     void (*abandon)(struct block *b);
+    /* What the loop shall watch besides wake_fd. Loop's thread; NULL: nothing. */
+    int (*watch)(struct block *b, struct nerr *e);
     int (*resize)(struct block *b, uint64_t size, struct nerr *e);
     /* Nothing is in flight. */
     void (*close)(struct block *b);
@@ -108,6 +110,7 @@ struct block {
     pthread_mutex_t lock; /* all below but the driver's own; done() is called without it */
     pthread_cond_t changed;
     int wake_fd;      /* eventfd in the loop: something finished */
+    bool watched;     /* it is there: block_start() */
     unsigned plugged; /* between plug and unplug */
     unsigned pending; /* accepted, done() has not returned */
     struct block_queue finished;

@@ -201,6 +201,9 @@ void storage_daemon_complaint(const struct storage_daemon *d, char *text, unsign
     text[strcspn(text, "\n")] = 0;
     char *start = strstr(text, PROGRAM ": ");
     if (start == text) memmove(text, text + strlen(PROGRAM ": "), strlen(text + strlen(PROGRAM ": ")) + 1);
+    /* The option that it quotes is ours, not the user's. */
+    start = strncmp(text, "--blockdev {", strlen("--blockdev {")) == 0 ? strstr(text, "}: ") : NULL;
+    if (start) memmove(text, start + 3, strlen(start + 3) + 1);
 }
 
 static bool ended(struct storage_daemon *d)
@@ -220,9 +223,9 @@ void storage_daemon_stop(struct storage_daemon *d, unsigned seconds)
     if (d->sock >= 0) close(d->sock);
     d->sock = -1;
     if (d->pid) {
-        kill(d->pid, SIGTERM);
+        if (seconds) kill(d->pid, SIGTERM);
         if (!ends_within(d, seconds)) {
-            nc_warn(PROGRAM " did not end within %u s; it is killed", seconds);
+            if (seconds) nc_warn(PROGRAM " did not end within %u s; it is killed", seconds);
             kill(d->pid, SIGKILL);
             ends_within(d, KILLED_SECONDS); /* one that waits in the host's kernel ends when that lets it */
         }

@@ -20,7 +20,7 @@ struct storage_daemon {
 int storage_daemon_start(const struct block_config *cfg, const char *format, struct storage_daemon *d, struct nerr *e);
 /* The first line that it wrote to standard error, without its name in front; "" when there is none. */
 void storage_daemon_complaint(const struct storage_daemon *d, char *text, unsigned size);
-/* Asks it to end, waits (at most that long, then kills it). Everything that was flushed is in the image then. */
+/* Asks it to end, waits (at most that long, then kills it; 0: at once). Everything that was flushed is in the image then. */
 void storage_daemon_stop(struct storage_daemon *d, unsigned seconds);
 
 #endif

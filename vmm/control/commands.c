@@ -2,11 +2,13 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include <cjson/cJSON.h>
 
+#include "vmm/control/server.h"
 #include "vmm/machine/machine.h"
 #include "vmm/machine/machine_control.h"
 
@@ -197,6 +199,33 @@ static int check_serial(const char *serial, struct nerr *e)
     return 0;
 }
 
+/* A disk-add that is to be answered. */
+struct adding {
+    struct control *server;
+    uint64_t ticket;
+};
+
+static void added(void *ctx, const char *id, int result, const struct nerr *e)
+{
+    struct adding *a = ctx;
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddStringToObject(reply, "id", id);
+    control_answer(a->server, a->ticket, result, reply, e);
+    free(a);
+}
+
+static int add_later(const struct control_machine *x, const struct control_request *q, const struct machine_disk *d,
+                     struct nerr *e)
+{
+    struct adding *a = malloc(sizeof(*a));
+    if (!a) return nerr_set(e, -ENOMEM, "disk-add: out of memory");
+    *a = (struct adding){.server = x->server, .ticket = q->ticket};
+    int r = machine_disk_add(x->machine, d, added, a, e);
+    if (!r) return CONTROL_LATER;
+    free(a);
+    return r;
+}
+
 static int disk_add(const struct control_machine *x, const struct control_request *q, cJSON *reply, struct nerr *e)
 {
     static const enum block_aio aio[] = {BLOCK_AIO_AUTO, BLOCK_AIO_URING, BLOCK_AIO_THREADS};
@@ -216,11 +245,9 @@ static int disk_add(const struct control_machine *x, const struct control_reques
     (void)take_limits(q, l, disk_limits_of(&d.block.limits, l));
     copy(d.serial, sizeof(d.serial), text_of(q, "serial"));
     copy(d.id, sizeof(d.id), text_of(q, "id"));
-    if (!d.id[0]) machine_new_disk_id(x->machine, d.id);
+    (void)reply;
     int r = check_serial(d.serial, e);
-    if (!r) r = machine_disk_add(x->machine, &d, e);
-    if (!r) cJSON_AddStringToObject(reply, "id", d.id);
-    return r;
+    return r ? r : add_later(x, q, &d, e);
 }
 
 static int disk_remove(const struct control_machine *x, const struct control_request *q, cJSON *reply, struct nerr *e)

@@ -7,9 +7,12 @@
 struct cJSON;
 struct machine;
 
+struct control;
+
 struct control_machine {
     struct machine *machine;
-    const char *name; /* as in nacelle ps */
+    struct control *server; /* for answers that come later */
+    const char *name;       /* as in nacelle ps */
 };
 
 /* struct control_config's execute; ctx is a struct control_machine. */

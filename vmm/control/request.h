@@ -24,6 +24,7 @@ struct control_request {
     struct control_value value[CONTROL_MAX_ARGUMENTS]; /* in the order of the command's arguments */
     const struct cJSON *id;                            /* of `root`, or NULL */
     struct cJSON *root;
+    uint64_t ticket; /* the server's, for answers that come later */
 };
 
 /* 0, or negative with the error's class and message. In both cases control_request_free() it; `id` is there as soon as the line is JSON. */

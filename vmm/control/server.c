@@ -21,12 +21,14 @@
 struct client {
     struct client *next;
     struct control *server;
-    int fd;
+    int fd;          /* -1: it has gone, but what it asked for is not done yet */
     uint32_t events; /* what the loop watches */
     bool ended;      /* nothing more comes in */
     bool closing;    /* no more requests are taken: it goes when it has its replies */
     bool dead;       /* it goes at once */
     bool listens;
+    uint64_t ticket;  /* the request that is answered later; 0: none */
+    cJSON *ticket_id; /* its id, or NULL */
     char *out;
     size_t out_bytes, out_room;
     size_t in_bytes;
@@ -39,6 +41,7 @@ struct control {
     unsigned nclients;
     struct event_timer accept_again;
     bool posted; /* go_on() is on its way */
+    uint64_t tickets;
 };
 
 /* ---- output ---- */
@@ -74,6 +77,7 @@ static void say(struct client *c, const cJSON *o)
 static bool flush(struct client *c)
 {
     size_t done = 0;
+    if (c->fd < 0) return false;
     while (done < c->out_bytes) {
         ssize_t n = send(c->fd, c->out + done, c->out_bytes - done, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EINTR) continue;
@@ -112,33 +116,45 @@ static bool own_command(struct client *c, const struct control_request *q, cJSON
     return true;
 }
 
+/* `class`: NULL when all went well. Takes over reply and id. */
+static void answer(struct client *c, const char *class, const char *message, cJSON *reply, cJSON *id)
+{
+    cJSON *o = class ? error_reply(class, message) : cJSON_CreateObject();
+    if (class)
+        cJSON_Delete(reply);
+    else
+        cJSON_AddItemToObject(o, "return", reply);
+    if (id) cJSON_AddItemToObject(o, "id", id);
+    say(c, o);
+    cJSON_Delete(o);
+}
+
 static void serve_line(struct client *c, const char *line, size_t len)
 {
     struct control_request q;
     const char *class;
     struct nerr e;
-    cJSON *o = NULL, *reply = cJSON_CreateObject();
+    cJSON *reply = cJSON_CreateObject();
     int r = control_request_parse(line, len, &q, &class, &e);
+    cJSON *id = q.id ? cJSON_Duplicate(q.id, true) : NULL;
+    q.ticket = ++c->server->tickets;
     if (!r && !own_command(c, &q, reply)) {
         r = c->server->cfg.execute(c->server->cfg.ctx, &q, reply, &e);
         class = control_class(r);
     }
-    if (r) {
-        o = error_reply(class, e.text);
+    if (r == CONTROL_LATER) {
+        c->ticket = q.ticket;
+        c->ticket_id = id;
         cJSON_Delete(reply);
     } else {
-        o = cJSON_CreateObject();
-        cJSON_AddItemToObject(o, "return", reply);
+        answer(c, r ? class : NULL, e.text, reply, id);
     }
-    if (q.id) cJSON_AddItemToObject(o, "id", cJSON_Duplicate(q.id, true));
-    say(c, o);
-    cJSON_Delete(o);
     control_request_free(&q);
 }
 
 static bool may_serve(const struct client *c)
 {
-    return !c->closing && !c->dead && c->out_bytes < CONTROL_BUSY_BYTES;
+    return !c->closing && !c->dead && !c->ticket && c->out_bytes < CONTROL_BUSY_BYTES;
 }
 
 /* True: there is another line. */
@@ -189,14 +205,25 @@ static void fill(struct client *c)
 
 /* ---- clients ---- */
 
+/* Nobody is there any more to hear or say anything. */
+static void hang_up(struct client *c)
+{
+    if (c->fd < 0) return;
+    event_fd_remove(c->server->cfg.loop, c->fd);
+    close(c->fd);
+    c->fd = -1;
+    c->ended = true;
+    c->listens = false;
+    c->server->nclients--;
+}
+
 static void forget(struct client *c)
 {
     struct client **p = &c->server->clients;
     while (*p != c) p = &(*p)->next;
     *p = c->next;
-    c->server->nclients--;
-    event_fd_remove(c->server->cfg.loop, c->fd);
-    close(c->fd);
+    hang_up(c);
+    cJSON_Delete(c->ticket_id);
     free(c->out);
     free(c);
 }
@@ -209,16 +236,17 @@ static void settle(struct client *c, bool gone)
     size_t len;
     serve(c);
     gone |= !flush(c);
-    if (gone) c->out_bytes = 0; /* nobody reads it; but what was asked before is done */
+    if (gone) c->out_bytes = 0;        /* nobody reads it; but what was asked before is done */
+    if (gone && c->ticket) hang_up(c); /* the loop would tell us of its end all the time */
     bool lines = !c->closing && next_line(c, &len);
-    bool over = c->closing ? !c->out_bytes : c->ended && !lines && !c->out_bytes;
+    bool over = c->closing ? !c->out_bytes : c->ended && !lines && !c->out_bytes && !c->ticket;
     if (over || c->dead) {
         forget(c);
         return;
     }
     uint32_t want = c->out_bytes ? EPOLLOUT : 0;
     if (!c->ended && may_serve(c) && !lines) want |= EPOLLIN;
-    if (want != c->events && event_fd_modify(c->server->cfg.loop, c->fd, want) == 0) c->events = want;
+    if (c->fd >= 0 && want != c->events && event_fd_modify(c->server->cfg.loop, c->fd, want) == 0) c->events = want;
     if (lines && may_serve(c)) post_rest(c->server);
 }
 
@@ -240,6 +268,20 @@ static void go_on(void *ctx)
         next = c->next;
         settle(c, false);
     }
+}
+
+void control_answer(struct control *s, uint64_t ticket, int result, cJSON *reply, const struct nerr *e)
+{
+    struct client *c = s->clients;
+    while (c && c->ticket != ticket) c = c->next;
+    if (!c) {
+        cJSON_Delete(reply);
+        return;
+    }
+    answer(c, result ? control_class(result) : NULL, e->text, reply, c->ticket_id);
+    c->ticket = 0;
+    c->ticket_id = NULL;
+    settle(c, false);
 }
 
 static void post_rest(struct control *s)

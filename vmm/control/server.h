@@ -19,16 +19,22 @@ struct control_config {
     int listener;        /* a listening socket, the caller's; -1: none */
     const char *name;    /* for the greeting; outlives the server */
     const char *version; /* as well */
-    /* Carries out a checked request, filling `reply` (an empty object). Negative errno: the class comes from it, the message from `e`. */
+    /* Carries out a checked request, filling `reply` (an empty object). Negative errno: the class comes from it, the message from `e`. CONTROL_LATER:
+     * control_answer() with the request's ticket follows, not from inside; the client's next requests wait for it, others go on. */
     int (*execute)(void *ctx, const struct control_request *q, struct cJSON *reply, struct nerr *e);
     void *ctx;
 };
+
+#define CONTROL_LATER 1
 
 int control_start(const struct control_config *cfg, struct control **out, struct nerr *e);
 /* Lets all clients go, after what is left for them as far as that goes at once. NULL is fine. */
 void control_stop(struct control *c);
 /* For those that listen. `data` is added under its own name and taken over; may be NULL. */
 void control_tell(struct control *c, const char *event, const char *key, struct cJSON *data);
+/* The answer to a request that was to be answered later: as `execute` would have returned it. `reply` is taken over. A client that
+ * has gone meanwhile gets none. */
+void control_answer(struct control *c, uint64_t ticket, int result, struct cJSON *reply, const struct nerr *e);
 /* One more client on a connected stream socket, which is taken over, whoever is at its other end. */
 int control_add_client(struct control *c, int fd, struct nerr *e);
 unsigned control_clients(const struct control *c);

@@ -228,12 +228,14 @@ void machine_destroy(struct machine *m)
         if (m->vcpu[i] && m->vcpu[i]->started)
             return; /* a thread that did not stop still uses all of this; the process ends soon and takes it along */
     /* The devices' timers stop before the vCPUs that they interrupt go away. */
+    machine_openings_abort(m);
     machine_devices_destroy(m);
+    bool hangs = !machine_openings_destroy(m);
     if (m->platform) platform_destroy(m->platform);
     if (m->irqchip) irqchip_destroy(m->irqchip);
     if (m->engine) m->ops->destroy(m->engine);
     for (unsigned i = 0; i < m->cpus; i++) free(m->vcpu[i]);
-    if (m->loop) event_loop_destroy(m->loop);
+    if (m->loop && !hangs) event_loop_destroy(m->loop);
     boot_close(m->image);
     guest_memory_destroy(&m->memory);
     free(m->boot_state);
@@ -307,6 +309,7 @@ static void do_reset(void *ctx)
     pthread_mutex_unlock(&m->lock);
     on_room(m); /* the serial port forgot that it had refused input */
     machine_tell(m, MACHINE_EVENT_RESET);
+    machine_openings_go_on(m);
 }
 
 /* Called with the lock held. The loop never waits for vCPUs to park, so that it stays there for the user: the last one to park
@@ -395,6 +398,7 @@ int machine_run(struct machine *m)
         machine_stop(m, MACHINE_EXIT_HOST);
     }
     machine_stop(m, MACHINE_EXIT_OK); /* no effect when a status is there already */
+    machine_openings_abort(m);
     if (!machine_vcpus_join(m)) nc_error("a vCPU did not stop; ending without it (please report this)");
     flush_console(m);
     m->end_ns = clock_mono_ns();

@@ -127,15 +127,19 @@ const struct guest_memory *machine_memory(const struct machine *m);
 
 /* ---- disks that come and go (machine_hotplug.c); on the loop's thread ---- */
 
-/* Opens and locks the image and puts the disk into a free PCI slot; the guest is told, and may use it when this returns. `d` is copied; an empty
- * id is made up ("disk3"). Fails with one message and nothing changed: -EEXIST (the id is taken), -ENOTSUP (an AHCI disk), -ENOSPC (no free
- * slot), -EBUSY (the machine is being reset or stopped), or what opening the image says. */
-int machine_disk_add(struct machine *m, const struct machine_disk *d, struct nerr *e);
-/* The id that machine_disk_add() makes up next. */
-void machine_new_disk_id(struct machine *m, char id[32]);
+/* What came of machine_disk_add(): 0, or a negative errno with the message in `e`. On the loop's thread. */
+typedef void machine_disk_done(void *ctx, const char *id, int result, const struct nerr *e);
+/* Opens and locks the image on a thread of its own, then puts the disk into a free PCI slot: the guest is told, and may use it when `done` (or NULL) is called.
+ * That is never from inside this function, after a reset that is under way, and at the end of the run at the latest. `d` is copied, its texts
+ * as well; an empty id is made up ("disk3"). The id is taken from now on. Fails with one message and nothing changed, at once or by `done`:
+ * -EEXIST (the id is taken), -ENOTSUP (an AHCI disk), -ENOSPC (no free slot), -EBUSY (the machine ends, or its vCPUs do not stop for it), or what
+ * opening the image says. */
+int machine_disk_add(struct machine *m, const struct machine_disk *d, machine_disk_done *done, void *ctx,
+                     struct nerr *e);
 /* Asks the guest to let go of a disk, one of its start-up configuration or a later one, and returns at once. When the guest ejects it, its requests end, the
  * image is closed and unlocked, and slot and id are free: the observer hears of that. A guest that never does keeps it until the
- * machine's reset, which takes it away. Asking again is fine. -ENOENT: no such disk; -ENOTSUP: it is on the AHCI controller.
+ * machine's reset, which takes it away. Asking again is fine. -ENOENT: no such disk; -EBUSY: it is still being opened;
+ * -ENOTSUP: it is on the AHCI controller.
  * (A guest may eject a disk that nobody wanted back, too.) */
 int machine_disk_remove(struct machine *m, const char *id, struct nerr *e);
 enum machine_disk_state {

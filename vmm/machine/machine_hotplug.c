@@ -83,18 +83,7 @@ void machine_hotplug_reset(struct machine *m)
 
 /* ---- what the user asks for ---- */
 
-/* A machine that does not run yet has no vCPU to park. */
-static int hold(struct machine *m, struct nerr *e)
-{
-    return machine_state(m) == MACHINE_CREATED ? 0 : machine_park(m, e);
-}
-
-static void let_go(struct machine *m)
-{
-    if (machine_state(m) != MACHINE_CREATED) machine_unpark(m);
-}
-
-void machine_new_disk_id(struct machine *m, char id[32])
+static void make_up_id(struct machine *m, char id[32])
 {
     id[0] = 0;
     for (unsigned i = 0; !id[0] || machine_device_find(m, id); i++) snprintf(id, 32, "disk%u", i);
@@ -105,49 +94,48 @@ static int check(struct machine *m, const struct machine_disk *d, struct nerr *e
     if (d->model != MACHINE_DISK_VIRTIO)
         return nerr_set(e, -ENOTSUP, "disk %s: only virtio disks can be added to a running machine; leave if= out",
                         d->id);
-    if (machine_device_find(m, d->id))
-        return nerr_set(e, -EEXIST, "disk %s: there is a device of that name already; give another id=", d->id);
+    const struct machine_device *there = machine_device_find(m, d->id);
+    if (there && there->opening)
+        return nerr_set(e, -EEXIST, "disk %s: a disk of that name is being opened; give another id=", d->id);
+    if (there) return nerr_set(e, -EEXIST, "disk %s: there is a device of that name already; give another id=", d->id);
     return 0;
 }
 
-/* The loop's thread opens the image, and timers, console and clients wait meanwhile: a server that is not there must not make that long. */
-#define RUNNING_PATIENCE_S 5
-
-static int add(struct machine *m, const struct machine_disk *disk, struct machine_device *d, struct nerr *e)
+int machine_plug_in(struct machine *m, const struct machine_disk *disk, struct machine_device *d, struct block *b,
+                    struct nerr *e)
 {
-    struct block_config cfg = disk->block;
-    cfg.patience_s = RUNNING_PATIENCE_S;
-    int r = block_open(&cfg, m->loop, &d->block, e);
+    int r = block_start(b, e);
+    if (!r) r = machine_park(m, e);
     if (r) return r;
-    r = hold(m, e);
-    if (!r) {
-        r = machine_virtio_disk_create(m, disk, d, e);
-        if (!r) pci_hot_added(d->function);
-        let_go(m);
-    }
-    if (r) block_close(d->block);
+    d->block = b;
+    d->opening = false;
+    r = machine_virtio_disk_create(m, disk, d, e);
+    if (!r) pci_hot_added(d->function);
+    machine_unpark(m);
+    if (!r) platform_slot_added(m->platform, pci_slot(d->function));
     return r;
 }
 
-int machine_disk_add(struct machine *m, const struct machine_disk *wanted, struct nerr *e)
+int machine_disk_add(struct machine *m, const struct machine_disk *wanted, machine_disk_done *done, void *ctx,
+                     struct nerr *e)
 {
     struct machine_disk disk = *wanted;
-    if (!disk.id[0]) machine_new_disk_id(m, disk.id);
+    if (!disk.id[0]) make_up_id(m, disk.id);
     int r = check(m, &disk, e);
     if (r) return r;
     struct machine_device *d = machine_device_add(m, disk.id, NULL, NULL);
     if (!d) return nerr_set(e, -ENOSPC, "disk %s: no more devices are possible; remove one first", disk.id);
-    r = add(m, &disk, d, e);
-    if (r)
-        *d = (struct machine_device){0};
-    else
-        platform_slot_added(m->platform, pci_slot(d->function));
+    d->opening = true;
+    r = machine_open(m, &disk, d, done, ctx, e);
+    if (r) *d = (struct machine_device){0};
     return r;
 }
 
 int machine_disk_remove(struct machine *m, const char *id, struct nerr *e)
 {
     struct machine_device *d = machine_device_find(m, id);
+    if (d && d->opening)
+        return nerr_set(e, -EBUSY, "disk %s: it is still being opened; remove it when disk-add has answered", id);
     if (!d || !d->block) return nerr_set(e, -ENOENT, "disk %s: there is no disk of that name", id);
     if (!d->function)
         return nerr_set(e, -ENOTSUP, "disk %s: it is on the AHCI controller; only virtio disks can be removed", id);

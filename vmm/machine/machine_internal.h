@@ -54,6 +54,7 @@ struct machine_device {
     enum machine_disk_state life;
     void *dev;
     void (*destroy)(void *dev); /* back ends included. No vCPU runs; the event loop's thread calls */
+    bool opening;               /* a disk whose image is being opened: nothing else is there yet */
     struct block *block;        /* a disk's back end, for statistics and control, or NULL */
     struct net *net;            /* a NIC's, or NULL */
     /* Tells the guest of its disk's new size; NULL where it cannot be told. */
@@ -83,6 +84,7 @@ struct machine {
     struct platform *platform;
     struct pci_layout pci_layout;
     struct pci_bus *pci;
+    struct machine_openings *openings;                 /* disks that are being opened; NULL until the first */
     struct machine_device device[MACHINE_MAX_DEVICES]; /* they stay where they are: their ids are the devices' names */
     unsigned devices;                                  /* places in use, free ones between them */
     struct {
@@ -166,6 +168,21 @@ int machine_virtio_disk_create(struct machine *m, const struct machine_disk *dis
 void machine_ejected(void *ctx, uint32_t slots); /* platform_callbacks.eject */
 /* vCPUs are parked for a reset: disks that the guest was asked for go now. */
 void machine_hotplug_reset(struct machine *m);
+
+/* The disk's device for a back end that has been opened: takes it over, tells the guest. When it fails the back end stays the caller's. */
+int machine_plug_in(struct machine *m, const struct machine_disk *disk, struct machine_device *d, struct block *b,
+                    struct nerr *e);
+
+/* machine_open.c; on the loop's thread */
+/* Opens a disk beside the machine; `device` is its place, and free again if that fails. `done` (or NULL) is called later, never from inside. */
+int machine_open(struct machine *m, const struct machine_disk *disk, struct machine_device *device,
+                 machine_disk_done *done, void *ctx, struct nerr *e);
+/* After a reset: what was opened meanwhile. */
+void machine_openings_go_on(struct machine *m);
+/* The run is over: none is waited for any more (but 5 s for those that hang). */
+void machine_openings_abort(struct machine *m);
+/* After that, and after the disks. False: a thread hangs, and the loop must stay for it. */
+bool machine_openings_destroy(struct machine *m);
 
 /* machine_nics.c */
 int machine_nics_create(struct machine *m, const struct machine_config *c, struct nerr *e);
