@@ -9,7 +9,7 @@ RUN_TESTS = BUILD=$(BUILD) NACELLE_BUILD=$(BUILD) tests/run.sh
 -include $(wildcard tests/*/*.mk)
 
 
-.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-fuzz test-lab bench bench-kvm bench-io bench-limits fuzz
+.PHONY: setup programs demo test test-long test-unit test-guest test-kernels test-diff test-fuzz test-tsan test-lab bench bench-kvm bench-io bench-limits fuzz
 programs: kernels
 
 setup:
@@ -31,8 +31,8 @@ test-long:
 	$(Q)$(MAKE) -s $(JOBS) nacelle unit programs
 	$(Q)NACELLE=$(BUILD)/nacelle $(RUN_TESTS) --long $(UNIT_BIN)
 
-# Single groups, for work on them: make test-guest, test-kernels, test-diff, test-fuzz, test-lab.
-test-guest test-kernels test-diff test-fuzz test-lab:
+# Single groups, for work on them: make test-guest, test-kernels, test-diff, test-fuzz, test-tsan, test-lab.
+test-guest test-kernels test-diff test-fuzz test-tsan test-lab:
 	$(Q)$(SETUP) build test fetch peer lab
 	$(Q)$(MAKE) -s $(JOBS) nacelle programs
 	$(Q)NACELLE=$(BUILD)/nacelle NACELLE_ONLY=$(@:test-%=%) $(RUN_TESTS)

@@ -1,8 +1,8 @@
 #!/bin/bash
-# tests/run.sh [--long] [UNIT PROGRAM]...: runs every test (or with NACELLE_ONLY=unit, cli, kernels, engine, diff, fuzz, lab, guest: that group).
+# tests/run.sh [--long] [UNIT PROGRAM]...: runs every test (or with NACELLE_ONLY=unit, cli, kernels, engine, diff, fuzz, tsan, lab, guest: that group).
 #
 # A test is a unit test program, or a script in tests/cli/ and tests/guest/, or the run.sh of
-# tests/kernels/, tests/engine/, tests/diff/ and tests/lab/. It passes when it exits with 0 and is skipped when it exits with 77. A script that prints lines
+# tests/kernels/, tests/engine/, tests/diff/, tests/fuzz/, tests/tsan/ and tests/lab/. It passes when it exits with 0 and is skipped when it exits with 77. A script that prints lines
 # "PASS name", "FAIL name", "SKIP name" is counted by these lines instead. Every test is bounded in time.
 # The last line is the sum: "N passed, N failed", and ", N skipped" where there were any.
 set -uo pipefail
@@ -66,7 +66,7 @@ if wanted cli; then
         [ ! -x "$script" ] || run "cli/$(basename "$script" .sh)" 300 "$script"
     done
 fi
-for directory in kernels engine diff fuzz lab; do
+for directory in kernels engine diff fuzz tsan lab; do
     if wanted $directory && [ -x tests/$directory/run.sh ]; then run $directory 2400 tests/$directory/run.sh; fi
 done
 if wanted guest; then

@@ -24,7 +24,8 @@
 #include "common/event.h"
 #include "vmm/bus/pci.h"
 #include "vmm/engine/fake/fake.h"
-#include "vmm/machine/machine.h"
+#include "vmm/machine/machine_control.h"
+#include "vmm/machine/machine_internal.h"
 #include "vmm/platform/platform.h"
 
 #define KERNEL_AT 0x200000u
@@ -39,6 +40,7 @@ static struct nerr err;
 enum { IDLE, ORDERED, DONE };
 static struct {
     atomic_int state;
+    atomic_int hang; /* 1: stay where you are, 2: it does, 0: go on */
     struct vcpu_exit exit;
     struct fake_step step[3];
 } cpu;
@@ -61,6 +63,10 @@ static void wait_for(atomic_int *what, int value)
 static void look(void *ctx, unsigned vcpu)
 {
     (void)ctx;
+    for (int asked = 1; atomic_load(&cpu.hang); asked = 1) {
+        atomic_compare_exchange_strong(&cpu.hang, &asked, 2);
+        nap();
+    }
     if (atomic_load(&cpu.state) != ORDERED) {
         nap();
         fake_jump(vcpu, 0);
@@ -539,6 +545,49 @@ static void test_open_in_reset(void **state)
     assert_false(locked(1));
 }
 
+/* A vCPU that sits in a host call: what needs it to stop says so, and is done when it is asked again. */
+static void pause_on_loop(void *ctx)
+{
+    struct call *c = ctx;
+    bool idle;
+    c->result = machine_pause(run.m, &idle, &c->e);
+    if (!c->result) c->result = machine_resume(run.m, &c->e);
+    atomic_store(&c->done, 1);
+}
+
+static int pause_call(void)
+{
+    struct call c = {.id = NULL};
+    assert_int_equal(event_loop_post(machine_loop(run.m), pause_on_loop, &c), 0);
+    wait_for(&c.done, 1);
+    err = c.e;
+    return c.result;
+}
+
+static void test_hung_vcpu(void **state)
+{
+    (void)state;
+    create(NULL, 0);
+    start();
+    assert_int_equal(add("old", 0), 0);
+    run.m->park_patience_ns = 100000000;
+    atomic_store(&cpu.hang, 1);
+    wait_for(&cpu.hang, 2);
+    assert_int_equal(add("hot", 1), -EAGAIN);
+    assert_non_null(strstr(err.text, "does not stop"));
+    assert_false(locked(1));
+    assert_int_equal(state_of("hot"), MACHINE_DISK_NONE);
+    assert_int_equal(pause_call(), -EAGAIN);
+    assert_int_equal(machine_state(run.m), MACHINE_RUNNING);
+    /* All goes on afterwards. */
+    atomic_store(&cpu.hang, 0);
+    run.m->park_patience_ns = PATIENCE_NS;
+    assert_int_equal(pause_call(), 0);
+    assert_int_equal(add("hot", 1), 0);
+    assert_int_equal(config(3, 0), VIRTIO_BLK);
+    end();
+}
+
 /* A guest that ejects all the time while the user adds, asks and resets; at the end some are on their way out. */
 static void *hostile(void *arg)
 {
@@ -621,7 +670,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_come_and_go),   cmocka_unit_test(test_refusals),       cmocka_unit_test(test_full),
         cmocka_unit_test(test_reset),         cmocka_unit_test(test_before_the_run), cmocka_unit_test(test_storm),
-        cmocka_unit_test(test_silent_server), cmocka_unit_test(test_open_in_reset),
+        cmocka_unit_test(test_silent_server), cmocka_unit_test(test_open_in_reset),  cmocka_unit_test(test_hung_vcpu),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

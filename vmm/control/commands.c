@@ -177,8 +177,8 @@ static int quit(const struct control_machine *x, const struct control_request *q
 static int stats(const struct control_machine *x, const struct control_request *q, cJSON *reply, struct nerr *e)
 {
     (void)q;
-    cJSON *o = machine_stats_object(x->machine), *v;
-    if (!o) return nerr_set(e, -ENOMEM, "stats: out of memory");
+    cJSON *o = machine_stats_object(x->machine, e), *v;
+    if (!o) return -EBUSY;
     while ((v = cJSON_DetachItemFromArray(o, 0)))
         cJSON_AddItemToArray(reply, v); /* under the name that it has already */
     cJSON_Delete(o);

@@ -14,6 +14,9 @@
 /* How long output that the console does not take may hold up the end of a run, counted from its last progress. */
 #define FLUSH_PATIENCE_NS 3000000000ull
 
+/* How long a vCPU may take to stop between two instructions: far more than it needs on a host that is overloaded. */
+#define PARK_PATIENCE_NS 10000000000ull
+
 /* ---- callbacks of the devices ---- */
 
 static void on_interrupt(void *ctx, unsigned vcpu)
@@ -105,6 +108,7 @@ static int create_devices(struct machine *m, const struct machine_config *c, str
 {
     m->loop = event_loop_create(e);
     if (!m->loop) return -ENOMEM;
+    machine_hotplug_init(m);
     struct irqchip_host host = {.ctx = m, .interrupt = on_interrupt, .init = on_init, .sipi = on_sipi};
     int r = irqchip_create(m->cpus, m->loop, &host, &m->irqchip, e);
     if (!r) irqchip_use_engine(m->irqchip, m->ops, m->engine);
@@ -191,6 +195,15 @@ static int create_vcpus(struct machine *m, struct nerr *e)
     return r;
 }
 
+static void make_condition(pthread_cond_t *c)
+{
+    pthread_condattr_t a;
+    pthread_condattr_init(&a);
+    pthread_condattr_setclock(&a, CLOCK_MONOTONIC);
+    pthread_cond_init(c, &a);
+    pthread_condattr_destroy(&a);
+}
+
 int machine_create(const struct machine_config *cfg, struct machine **out, struct nerr *e)
 {
     *out = NULL;
@@ -204,7 +217,8 @@ int machine_create(const struct machine_config *cfg, struct machine **out, struc
     m->cpus = cfg->cpus;
     m->console = cfg->console;
     pthread_mutex_init(&m->lock, NULL);
-    pthread_cond_init(&m->changed, NULL);
+    make_condition(&m->changed);
+    m->park_patience_ns = PARK_PATIENCE_NS;
     atomic_init(&m->want, WANT_RUN);
     atomic_init(&m->state, MACHINE_CREATED);
     r = create_memory(m, cfg, e);
@@ -235,6 +249,7 @@ void machine_destroy(struct machine *m)
     if (m->irqchip) irqchip_destroy(m->irqchip);
     if (m->engine) m->ops->destroy(m->engine);
     for (unsigned i = 0; i < m->cpus; i++) free(m->vcpu[i]);
+    if (m->loop) event_timer_destroy(&m->collect_again);
     if (m->loop && !hangs) event_loop_destroy(m->loop);
     boot_close(m->image);
     guest_memory_destroy(&m->memory);
@@ -351,11 +366,21 @@ int machine_park(struct machine *m, struct nerr *e)
     pthread_mutex_unlock(&m->lock);
     if (busy) return nerr_set(e, -EBUSY, "the machine is being reset or stopped");
     kick_all(m);
+    uint64_t until = clock_mono_ns() + m->park_patience_ns;
+    struct timespec t = {.tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000)};
     pthread_mutex_lock(&m->lock);
-    while (m->parked < m->cpus && !m->stopped) pthread_cond_wait(&m->changed, &m->lock);
+    int r = 0;
+    while (m->parked < m->cpus && !m->stopped && !r) r = pthread_cond_timedwait(&m->changed, &m->lock, &t);
+    bool hangs = r && m->parked < m->cpus;
     busy = m->stopped;
     pthread_mutex_unlock(&m->lock);
-    return busy ? nerr_set(e, -EBUSY, "the machine is being stopped") : 0;
+    if (busy) return nerr_set(e, -EBUSY, "the machine is being stopped");
+    if (!hangs) return 0;
+    machine_unpark(m);
+    return nerr_set(
+        e, -EAGAIN,
+        "a vCPU does not stop: the host call that it is in does not end, as when a disk's or log's file system "
+        "hangs; try again when that is over");
 }
 
 /* A reset that was asked for meanwhile finds the vCPUs parked, as it needs them. */

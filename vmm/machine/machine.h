@@ -155,7 +155,8 @@ void machine_disk_observe(struct machine *m, void (*gone)(void *ctx, const char 
 /* What the run cost, after machine_run(): a table, or JSON into a file. */
 void machine_stats_print(struct machine *m, FILE *out);
 int machine_stats_json(struct machine *m, const char *path, struct nerr *e);
-/* The same as an object, the caller's to free; NULL when memory ran out. While the machine runs: on the loop's thread, and vCPUs stop for it. */
-struct cJSON *machine_stats_object(struct machine *m);
+/* The same as an object, the caller's to free; NULL when memory ran out, or when vCPUs do not stop for it, as `e` says. While the machine
+ * runs: on the loop's thread. */
+struct cJSON *machine_stats_object(struct machine *m, struct nerr *e);
 
 #endif

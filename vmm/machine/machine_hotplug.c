@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "vmm/machine/machine_internal.h"
 
@@ -51,16 +52,26 @@ static void close_all(struct machine *m, struct machine_device **gone, unsigned 
     }
 }
 
+/* A vCPU that hangs keeps the disk; each try holds up the loop. */
+#define COLLECT_AGAIN_NS 60000000000ull
+
 /* On the loop's thread. When the machine is being reset or stopped, that takes the disk along. */
 static void collect(void *ctx)
 {
     struct machine *m = ctx;
     struct machine_device *gone[MACHINE_MAX_DEVICES];
     struct nerr e;
-    if (machine_park(m, &e)) return;
+    int r = machine_park(m, &e);
+    if (r == -EAGAIN) event_timer_arm(&m->collect_again, clock_mono_ns() + COLLECT_AGAIN_NS, 0);
+    if (r) return;
     unsigned n = leave_bus(m, gone);
     machine_unpark(m);
     close_all(m, gone, n);
+}
+
+void machine_hotplug_init(struct machine *m)
+{
+    event_timer_init(&m->collect_again, m->loop, collect, m);
 }
 
 /* On a vCPU's thread. What a lost post leaves behind, the next ejection or reset takes along. */

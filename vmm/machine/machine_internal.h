@@ -84,6 +84,7 @@ struct machine {
     struct platform *platform;
     struct pci_layout pci_layout;
     struct pci_bus *pci;
+    struct event_timer collect_again;                  /* disks that the guest ejected */
     struct machine_openings *openings;                 /* disks that are being opened; NULL until the first */
     struct machine_device device[MACHINE_MAX_DEVICES]; /* they stay where they are: their ids are the devices' names */
     unsigned devices;                                  /* places in use, free ones between them */
@@ -102,6 +103,7 @@ struct machine {
     unsigned parked; /* vCPU threads that honour WANT_PARK */
     bool stopped;
     bool reset_pending;
+    uint64_t park_patience_ns;
     bool paused;                 /* the loop's thread writes it, with the lock held */
     struct machine_pause *pause; /* what stands still, from the first pause on; machine_control.c */
     void (*listen)(void *ctx, enum machine_event event);
@@ -125,7 +127,11 @@ void machine_use_eventfds(struct machine *m);
 /* machine.c: a vCPU parked. Called with the lock held. */
 void machine_reset_if_parked(struct machine *m);
 
-/* Parks all vCPUs, each between two instructions, so that their state is whole. On the loop's thread. -EBUSY: the machine is being reset or stopped. */
+/* Parks all vCPUs, each between two instructions, so that their state is whole. On the loop's thread. -EBUSY: the machine is being reset or stopped.
+ * -EAGAIN: one did not stop within 10 s, and all go on. That can happen, since a device's registers are served on the vCPU's thread, and some of
+ * what stands behind them may sleep in the host's kernel for as long as a file system does: a small write into the page cache (block_file.c),
+ * a console that goes to a file, a device's reset that waits for requests which the kernel has. Taps, sockets, eventfds and pipes are used without
+ * blocking, and a storage daemon's requests are let go after 2 s. */
 int machine_park(struct machine *m, struct nerr *e);
 void machine_unpark(struct machine *m);
 
@@ -165,6 +171,7 @@ int machine_virtio_disk_create(struct machine *m, const struct machine_disk *dis
                                struct nerr *e);
 
 /* machine_hotplug.c */
+void machine_hotplug_init(struct machine *m);    /* collect_again; whoever destroys the loop destroys it */
 void machine_ejected(void *ctx, uint32_t slots); /* platform_callbacks.eject */
 /* vCPUs are parked for a reset: disks that the guest was asked for go now. */
 void machine_hotplug_reset(struct machine *m);

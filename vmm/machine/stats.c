@@ -249,13 +249,14 @@ static cJSON *json_all(const struct machine *m)
     return o;
 }
 
-cJSON *machine_stats_object(struct machine *m)
+cJSON *machine_stats_object(struct machine *m, struct nerr *e)
 {
-    struct nerr e;
-    /* Counters belong to the vCPUs' threads. While they are being reset nothing counts. */
-    bool parked = machine_state(m) == MACHINE_RUNNING && machine_park(m, &e) == 0;
+    /* Counters belong to the vCPUs' threads. While these are parked already nothing counts. */
+    bool runs = machine_state(m) == MACHINE_RUNNING;
+    if (runs && machine_park(m, e)) return NULL;
     cJSON *o = json_all(m);
-    if (parked) machine_unpark(m);
+    if (runs) machine_unpark(m);
+    if (!o) nerr_set(e, -ENOMEM, "stats: out of memory");
     return o;
 }
 
