@@ -1,7 +1,6 @@
 /* The e1000, by a hostile driver, which writes anything anywhere, and by an honest one, whose frames must come out as they went in, with
  * every offload. Number of cases in make test: 3000. */
 #include "net_backend.h"
-#include "seed.h"
 #include "vmm/emulated/e1000.h"
 
 const char *const fuzz_name = "fuzz_e1000";
@@ -113,26 +112,6 @@ static void hostile(void)
         }
         fuzz_check(!fuzz_net.in_batch);
     }
-}
-
-/* ---- a real driver, and what becomes of it when things go wrong ---- */
-
-static void replayed_event(void)
-{
-    if (fuzz_one_in(8)) fuzz_net_event();
-    if (fuzz_one_in(16)) fuzz_loop_turn(loop);
-}
-static void replayed_at_once(void)
-{
-    fuzz_loop_turn(loop);
-}
-
-static void replay(void)
-{
-    unsigned wild = fuzz_one_in(20) ? 0 : 1u << fuzz_below(9);
-    uint64_t before = fuzz_net.sent;
-    fuzz_replay(rig, SLOT, &e1000_seed, 1, 0, wild, wild ? replayed_event : replayed_at_once);
-    if (!wild) fuzz_check(fuzz_net.sent >= before + 8); /* the recording is still one of this device */
 }
 
 /* ---- the honest driver ---- */
@@ -255,7 +234,7 @@ void fuzz_case(void)
     fuzz_check(loop && e1000_create(rig->pci, SLOT, &o, loop, &d, &e) == 0);
     bar = fuzz_bar(rig, SLOT, 0, true);
     if (replaying)
-        replay();
+        fuzz_net_replay(rig, SLOT, loop, &e1000_seed, 1);
     else if (!fuzz_one_in(4))
         hostile();
     /* Whatever was done to it, a reset makes it a card again. */

@@ -8,7 +8,6 @@
 
 #include "common/log.h"
 #include "net_backend.h"
-#include "seed.h"
 #include "vmm/virtio/net.h"
 
 const char *const fuzz_name = "fuzz_virtio_net";
@@ -226,25 +225,10 @@ static void hostile(void)
     }
 }
 
-/* ---- a real driver, and what becomes of it when things go wrong ---- */
-
-static void replayed_event(void)
-{
-    if (fuzz_one_in(8)) fuzz_net_event();
-    if (fuzz_one_in(16)) fuzz_loop_turn(loop);
-}
-static void replayed_at_once(void)
-{
-    fuzz_loop_turn(loop);
-}
-
 static void replay(void)
 {
     const struct fuzz_seed seed[] = {net_split, net_packed};
-    unsigned which = (unsigned)fuzz_below(2), wild = fuzz_one_in(20) ? 0 : 1u << fuzz_below(8);
-    uint64_t before = fuzz_net.sent;
-    fuzz_replay(rig, SLOT, seed, 2, which, wild, wild ? replayed_event : replayed_at_once);
-    if (!wild) fuzz_check(fuzz_net.sent >= before + 8); /* the recording is still one of this device */
+    fuzz_net_replay(rig, SLOT, loop, seed, 2);
     pci_bus_reset(rig->pci);
     find();
 }

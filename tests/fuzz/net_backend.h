@@ -7,6 +7,7 @@
 
 #include "common/event.h"
 #include "fuzz.h"
+#include "seed.h"
 #include "vmm/backend/net.h"
 #include "vmm/backend/offload.h"
 
@@ -166,6 +167,32 @@ static inline void fuzz_loop_turn(struct event_loop *loop)
     struct nerr e;
     fuzz_check(event_loop_post(loop, fuzz_loop_stop, loop) == 0);
     fuzz_check(event_loop_run(loop, &e) == 0);
+}
+
+/* ---- a real driver, and what becomes of it when things go wrong ---- */
+
+static struct event_loop *fuzz_net_replay_loop;
+
+static inline void fuzz_net_replayed_event(void)
+{
+    if (fuzz_one_in(8)) fuzz_net_event();
+    if (fuzz_one_in(16)) fuzz_loop_turn(fuzz_net_replay_loop);
+}
+
+static inline void fuzz_net_replayed_at_once(void)
+{
+    fuzz_loop_turn(fuzz_net_replay_loop);
+}
+
+/* Replays one of the seeds on the NIC in `slot`, most of the time with mistakes. */
+static inline void fuzz_net_replay(struct fuzz_rig *r, unsigned slot, struct event_loop *loop,
+                                   const struct fuzz_seed *seed, unsigned seeds)
+{
+    unsigned which = (unsigned)fuzz_below(seeds), wild = fuzz_one_in(20) ? 0 : 1u << fuzz_below(9);
+    uint64_t before = fuzz_net.sent;
+    fuzz_net_replay_loop = loop;
+    fuzz_replay(r, slot, seed, seeds, which, wild, wild ? fuzz_net_replayed_event : fuzz_net_replayed_at_once);
+    if (!wild) fuzz_check(fuzz_net.sent >= before + 8); /* the recording is still one of this device */
 }
 
 #endif

@@ -16,12 +16,8 @@ ends() {
 ahci_case() {
     local name=ahci-$1 started=$SECONDS dir sum out kernel
     out=$guest_work/$name dir=$(mktemp -d "$guest_work/$name.XXXXXX")
-    kernel=$(tools/kernel.sh generic) && guest_image ahci || return 1
     truncate -s 160M "$dir/a" && head -c 10000896 /dev/urandom >"$dir/b"
     sum=$(sha256sum <"$dir/b" | cut -c1-64)
-    guest_append=$3 NACELLE_RUN_OPTIONS="-d $dir/a,if=ahci -d $dir/b,if=ahci,serial=NX-0815" \
-        guest_run nacelle "$out" 240 "$kernel" "$guest_initrd" "$2" 768M
-    local status=$?
     cat >"$out.expected" <<END
 disks: 167772160 10000896
 model: Nacelle disk     depth 32
@@ -35,7 +31,10 @@ copy: $sum
 ends: $(ends "$dir/b")
 cache: write through $sum
 END
-    if [ $status = 0 ] && diff "$out.expected" "$out" && cmp -n 10000896 "$dir/a" "$dir/b"; then
+    if kernel=$(tools/kernel.sh generic) && guest_image ahci &&
+        guest_append=$3 NACELLE_RUN_OPTIONS="-d $dir/a,if=ahci -d $dir/b,if=ahci,serial=NX-0815" \
+            guest_run nacelle "$out" 240 "$kernel" "$guest_initrd" "$2" 768M &&
+        diff "$out.expected" "$out" && cmp -n 10000896 "$dir/a" "$dir/b"; then
         echo "PASS guest/$name ($((SECONDS - started)) s)"
     else
         echo "FAIL guest/$name ($((SECONDS - started)) s)"
@@ -47,10 +46,12 @@ END
 reset_case() {
     local started=$SECONDS dir out kernel status
     out=$guest_work/ahci-reset dir=$(mktemp -d "$guest_work/ahci-reset.XXXXXX")
-    kernel=$(tools/kernel.sh generic) && guest_image ahci-reset || return 1
     truncate -s 160M "$dir/a" && truncate -s 1M "$dir/b"
-    timeout -k 5 240 "$guest_program" run --engine "${NACELLE_ENGINE:-soft}" -k "$kernel" -i "$guest_initrd" -c 2 -m 768M -a "console=ttyS0 loglevel=1 panic=-1 ${NACELLE_APPEND:-}" \
-        -d "$dir/a,if=ahci" -d "$dir/b,if=ahci" </dev/null >"$out.console" 2>"$out.stderr"
+    : >"$out.console"
+    kernel=$(tools/kernel.sh generic) && guest_image ahci-reset &&
+        timeout -k 5 240 "$guest_program" run --engine "${NACELLE_ENGINE:-soft}" -k "$kernel" -i "$guest_initrd" -c 2 -m 768M \
+            -a "console=ttyS0 loglevel=1 panic=-1 ${NACELLE_APPEND:-}" -d "$dir/a,if=ahci" -d "$dir/b,if=ahci" \
+            </dev/null >"$out.console" 2>"$out.stderr"
     status=$?
     if [ $status = 0 ] && [ "$(tr -d '\r' <"$out.console" | grep -cE '^(first: reset|second: good|@@END 0)$')" = 3 ] &&
         ! grep -q '^@@KERNEL' "$out.console"; then

@@ -82,11 +82,11 @@ meta() {
 
 # guest_image NAME: builds the initramfs of tests/guest/scripts/NAME.sh, sets guest_initrd.
 guest_image() {
-    local hook
+    local hook=()
     local script=tests/guest/scripts/$1.sh arguments=() package file
     guest_initrd=build/guest/test-$1.cpio
-    hook=$(meta "$script" build "")
-    [ -z "$hook" ] || "$hook" || return 1
+    read -ra hook <<<"$(meta "$script" build "")"
+    [ ${#hook[@]} = 0 ] || "${hook[@]}" || return 1
     for package in $(meta "$script" packages ""); do arguments+=(-p "$package"); done
     for file in $(meta "$script" files ""); do arguments+=(-f "$file"); done
     arguments+=(-k "$(meta "$script" kernel cloud)")

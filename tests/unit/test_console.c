@@ -21,6 +21,7 @@
 
 #include "cli/console.h"
 #include "common/clock.h"
+#include "tests/unit/tiny_kernel.h"
 #include "vmm/engine/fake/fake.h"
 #include "vmm/machine/machine.h"
 
@@ -305,13 +306,8 @@ static void test_closed_output(void **state)
 static int setup(void **state)
 {
     (void)state;
-    const uint32_t img[16] = {0x1badb002, 0x10000, 0u - 0x1badb002u - 0x10000u, 0x200000, 0x200000, 0, 0, 0x200020};
     snprintf(kernel, sizeof(kernel), "/tmp/nacelle-test-console-%ld", (long)getpid());
-    FILE *f = fopen(kernel, "w");
-    if (!f) return -1;
-    size_t n = fwrite(img, sizeof(img), 1, f);
-    fclose(f);
-    return n == 1 ? 0 : -1;
+    return tiny_kernel_write(kernel);
 }
 
 static int teardown(void **state)

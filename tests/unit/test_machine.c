@@ -16,6 +16,7 @@
 
 #include "common/clock.h"
 #include "common/event.h"
+#include "tests/unit/tiny_kernel.h"
 #include "vmm/engine/fake/fake.h"
 #include "vmm/machine/machine.h"
 #include "vmm/machine/machine_control.h"
@@ -24,7 +25,6 @@
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 #define DEBUG_PORT 0xf4
 #define LAPIC 0xfee00000u
-#define KERNEL_AT 0x200000u
 
 static char kernel[64], stats_file[64];
 static struct nerr err;
@@ -324,12 +324,12 @@ static void test_reset(void **state)
     fake_script(0, s, COUNT(s));
     struct machine *m = scribbled = create(&c);
     uint8_t *before = malloc(0x3000);
-    memcpy(before, guest_memory_ptr(machine_memory(m), GPA(KERNEL_AT), 0x3000, false), 0x3000);
+    memcpy(before, guest_memory_ptr(machine_memory(m), GPA(TINY_KERNEL_AT), 0x3000, false), 0x3000);
     assert_int_equal(machine_run(m), 21);
     struct fake_record r;
     fake_record(0, &r);
     assert_int_equal(r.states_set, 3);
-    assert_memory_equal(guest_memory_ptr(machine_memory(m), GPA(KERNEL_AT), 0x3000, false), before, 0x3000);
+    assert_memory_equal(guest_memory_ptr(machine_memory(m), GPA(TINY_KERNEL_AT), 0x3000, false), before, 0x3000);
     assert_string_equal(sink.text, "2");
     free(before);
     machine_destroy(m);
@@ -489,22 +489,12 @@ static void test_stats(void **state)
     cJSON_Delete(o);
 }
 
-/* A multiboot image that names its own addresses is the smallest kernel there is. */
 static int setup(void **state)
 {
     (void)state;
-    static uint32_t img[0x400];
-    const uint32_t h[8] = {0x1badb002, 0x10000, 0u - 0x1badb002u - 0x10000u, KERNEL_AT,
-                           KERNEL_AT,  0,       KERNEL_AT + 0x3000,          KERNEL_AT + 32};
-    memset(img, 0x90, sizeof(img));
-    memcpy(img, h, sizeof(h));
     snprintf(kernel, sizeof(kernel), "/tmp/nacelle-test-machine-%ld", (long)getpid());
     snprintf(stats_file, sizeof(stats_file), "/tmp/nacelle-test-stats-%ld", (long)getpid());
-    FILE *f = fopen(kernel, "w");
-    if (!f) return -1;
-    size_t n = fwrite(img, sizeof(img), 1, f);
-    fclose(f);
-    return n == 1 ? 0 : -1;
+    return tiny_kernel_write(kernel);
 }
 
 static int teardown(void **state)

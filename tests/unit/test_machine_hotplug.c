@@ -22,13 +22,13 @@
 
 #include "common/clock.h"
 #include "common/event.h"
+#include "tests/unit/tiny_kernel.h"
 #include "vmm/bus/pci.h"
 #include "vmm/engine/fake/fake.h"
 #include "vmm/machine/machine_control.h"
 #include "vmm/machine/machine_internal.h"
 #include "vmm/platform/platform.h"
 
-#define KERNEL_AT 0x200000u
 #define SLOTS PLATFORM_SLOTS_BASE
 #define PATIENCE_NS (60ull * 1000000000)
 
@@ -89,20 +89,21 @@ static void again(void *ctx, unsigned vcpu)
     fake_jump(vcpu, 0);
 }
 
-static void order(struct fake_step s)
+/* Returns what was read, of 32 bits. */
+static uint32_t order(struct fake_step s)
 {
+    uint32_t v;
     cpu.exit = s.exit;
     atomic_store(&cpu.state, ORDERED);
     wait_for(&cpu.state, DONE);
+    memcpy(&v, cpu.exit.kind == VCPU_EXIT_IO ? cpu.exit.io.data : cpu.exit.mmio.data, 4);
     atomic_store(&cpu.state, IDLE);
+    return v;
 }
 
 static uint32_t in32(uint16_t port)
 {
-    uint32_t v;
-    order(fake_in(port, 4, NULL, NULL));
-    memcpy(&v, cpu.exit.io.data, 4);
-    return v;
+    return order(fake_in(port, 4, NULL, NULL));
 }
 
 static void out32(uint16_t port, uint32_t v)
@@ -110,19 +111,11 @@ static void out32(uint16_t port, uint32_t v)
     order(fake_out(port, 4, v));
 }
 
-static uint32_t load32(uint64_t gpa)
-{
-    uint32_t v;
-    order(fake_load(gpa, 4, NULL, NULL));
-    memcpy(&v, cpu.exit.mmio.data, 4);
-    return v;
-}
-
 static uint32_t config(unsigned slot, unsigned reg)
 {
     struct pci_layout l;
     pci_layout_init(&l, 16 << 20, 0);
-    return load32(l.ecam_base + ((uint64_t)slot << 15) + reg);
+    return order(fake_load(l.ecam_base + ((uint64_t)slot << 15) + reg, 4, NULL, NULL));
 }
 
 /* ---- the machine ---- */
@@ -628,30 +621,18 @@ static void test_storm(void **state)
 
 /* ---- set-up ---- */
 
-static int put(const char *path, const void *data, size_t len, off_t size)
-{
-    int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
-    bool good = fd >= 0 && write(fd, data, len) == (ssize_t)len && ftruncate(fd, size) == 0;
-    if (fd >= 0) close(fd);
-    return good ? 0 : -1;
-}
-
-/* A multiboot image that names its own addresses is the smallest kernel there is. */
 static int setup(void **state)
 {
     (void)state;
-    static uint32_t img[0x400];
-    const uint32_t h[8] = {0x1badb002, 0x10000, 0u - 0x1badb002u - 0x10000u, KERNEL_AT,
-                           KERNEL_AT,  0,       KERNEL_AT + 0x3000,          KERNEL_AT + 32};
-    memset(img, 0x90, sizeof(img));
-    memcpy(img, h, sizeof(h));
     snprintf(dir, sizeof(dir), "/tmp/nacelle-test-hotplug-XXXXXX");
     if (!mkdtemp(dir)) return -1;
     snprintf(kernel, sizeof(kernel), "%s/kernel", dir);
-    int r = put(kernel, img, sizeof(img), sizeof(img));
+    int r = tiny_kernel_write(kernel);
     for (unsigned i = 0; i < 3 && !r; i++) {
         snprintf(image[i], sizeof(image[i]), "%s/disk%u", dir, i);
-        r = put(image[i], "", 0, 1 << 20);
+        int fd = open(image[i], O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+        r = ftruncate(fd, 1 << 20); /* of -1: fails as well */
+        if (fd >= 0) close(fd);
     }
     return r;
 }

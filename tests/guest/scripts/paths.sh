@@ -3,7 +3,7 @@
 # kernel: generic
 # modules: virtio_pci virtio_blk virtio_net ahci sd_mod e1000
 # files: build/guest/paths:bin/paths
-# build: tests/guest/build-paths.sh
+# build: tests/guest/build-static.sh paths
 value() { tr ' ' '\n' </proc/cmdline | sed -n "s/^paths\.$1=//p"; }
 for module in virtio_pci virtio_blk ahci sd_mod virtio_net e1000; do modprobe $module || exit 1; done
 n=0

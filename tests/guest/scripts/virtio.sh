@@ -1,7 +1,7 @@
 # Disks, entropy, console and sockets by virtio; the other end is tests/guest/virtio.py.
 # modules: virtio_pci virtio_blk virtio-rng virtio_console vmw_vsock_virtio_transport
 # files: build/guest/vsock:bin/vsock
-# build: tests/guest/build-vsock.sh
+# build: tests/guest/build-static.sh vsock
 for module in virtio_pci virtio_blk virtio-rng virtio_console vmw_vsock_virtio_transport; do modprobe $module || exit 1; done
 
 # What was negotiated: bits 28 (indirect), 29 (event index), 32 (version 1), 34 (packed).
