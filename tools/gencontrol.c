@@ -76,6 +76,22 @@ static void quoted(const char *t)
     putchar('"');
 }
 
+/* One of several in a row of a table. */
+static void cell(const char *t)
+{
+    quoted(t);
+    printf(", ");
+}
+
+/* The table NAME_N of the items, and how many they are. */
+static void inner_table(const cJSON *items, const char *name, unsigned n)
+{
+    if (items)
+        printf("%s_%u, %d", name, n, cJSON_GetArraySize(items));
+    else
+        printf("NULL, 0");
+}
+
 static const char *type_of(const cJSON *o)
 {
     static const char *const types[][2] = {{"string", "CONTROL_STRING"}, {"name", "CONTROL_NAME"},
@@ -103,14 +119,13 @@ static void table_fields(const cJSON *fields, const char *name)
     printf("static const struct control_field %s[] = {\n", name);
     cJSON_ArrayForEach(f, fields)
     {
-        snprintf(inner, sizeof(inner), "%s_%u", name, n++);
         printf("    {");
-        quoted(need(f, "name"));
-        printf(", %s, ", type_of(f));
-        quoted(text(f, "unit"));
-        printf(", ");
-        quoted(need(f, "meaning"));
-        printf(", %s, %d},\n", list(f, "fields") ? inner : "NULL", cJSON_GetArraySize(list(f, "fields")));
+        cell(need(f, "name"));
+        printf("%s, ", type_of(f));
+        cell(text(f, "unit"));
+        cell(need(f, "meaning"));
+        inner_table(list(f, "fields"), name, n++);
+        printf("},\n");
     }
     printf("};\n");
 }
@@ -133,19 +148,17 @@ static void table_arguments(const cJSON *arguments, unsigned command)
     cJSON_ArrayForEach(a, arguments)
     {
         printf("    {");
-        quoted(need(a, "name"));
+        cell(need(a, "name"));
         double most = strcmp(need(a, "type"), "number") ? 255 : 9007199254740992.0;
-        printf(", %s, %d, %.0f, %.0f, %.0f, ", type_of(a), flag(a, "required"), number(a, "min", 0),
+        printf("%s, %d, %.0f, %.0f, %.0f, ", type_of(a), flag(a, "required"), number(a, "min", 0),
                number(a, "max", most), number(a, "base", 1000));
-        quoted(text(a, "unit"));
-        printf(", ");
-        quoted(text(a, "default"));
-        printf(", ");
-        quoted(need(a, "meaning"));
+        cell(text(a, "unit"));
+        cell(text(a, "default"));
+        cell(need(a, "meaning"));
         if (list(a, "choices"))
-            printf(", choices_%u_%u},\n", command, n);
+            printf("choices_%u_%u},\n", command, n);
         else
-            printf(", NULL},\n");
+            printf("NULL},\n");
         n++;
     }
     printf("};\n");
@@ -170,30 +183,21 @@ static void tables(const cJSON *root)
     cJSON_ArrayForEach(c, list(root, "commands"))
     {
         printf("    {");
-        quoted(need(c, "name"));
+        cell(need(c, "name"));
+        cell(need(c, "summary"));
+        cell(text(c, "detail"));
+        cell(need(c, "since"));
+        inner_table(list(c, "arguments"), "arguments", n);
         printf(", ");
-        quoted(need(c, "summary"));
-        printf(", ");
-        quoted(text(c, "detail"));
-        printf(", ");
-        quoted(need(c, "since"));
-        if (list(c, "arguments"))
-            printf(", arguments_%u, %d", n, cJSON_GetArraySize(list(c, "arguments")));
-        else
-            printf(", NULL, 0");
-        if (list(c, "returns"))
-            printf(", fields_%u, %d},\n", n, cJSON_GetArraySize(list(c, "returns")));
-        else
-            printf(", NULL, 0},\n");
-        n++;
+        inner_table(list(c, "returns"), "fields", n++);
+        printf("},\n");
     }
     printf("};\nconst unsigned control_ncommands = %u;\n", n);
     printf("const struct control_error control_errors[] = {\n");
     cJSON_ArrayForEach(c, list(root, "errors"))
     {
         printf("    {");
-        quoted(need(c, "class"));
-        printf(", ");
+        cell(need(c, "class"));
         quoted(need(c, "meaning"));
         printf("},\n");
     }
