@@ -57,7 +57,6 @@ void block_info(const struct block *b, struct block_info *out)
                                .physical_block = 4096,
                                .can_discard = true,
                                .can_write_zeroes = true,
-                               .volatile_cache = true,
                                .format = "raw"};
 }
 void block_plug(struct block *b)

@@ -60,8 +60,8 @@ struct block_config {
     bool discard;       /* unmap on discard (default true by the option parser) */
     const char *format; /* "raw", "qcow2", or NULL: probe; a raw image is never reinterpreted later */
     struct block_limits limits;
-    unsigned
-        patience_s; /* seconds, up to BLOCK_PATIENCE_S, that opening may wait for an answer of a storage server; 0: all of them */
+    /* Seconds, up to BLOCK_PATIENCE_S, that opening may wait for an answer of a storage server; 0: all of them. */
+    unsigned patience_s;
     struct block_abort *abort; /* or NULL */
 };
 
@@ -69,7 +69,7 @@ struct block_info {
     uint64_t size;           /* bytes, multiple of BLOCK_SECTOR */
     uint32_t logical_block;  /* bytes: smallest request */
     uint32_t physical_block; /* bytes: requests of at least this, aligned, are fast */
-    bool readonly, can_discard, can_write_zeroes, volatile_cache;
+    bool readonly, can_discard, can_write_zeroes;
     const char *format; /* static string */
 };
 

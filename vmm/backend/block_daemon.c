@@ -407,7 +407,6 @@ static int take_info(struct block *b, struct block_daemon *d, const struct block
                                   .readonly = cfg->readonly,
                                   .can_discard = cfg->discard && !cfg->readonly && discard,
                                   .can_write_zeroes = !cfg->readonly,
-                                  .volatile_cache = cfg->cache != BLOCK_CACHE_WRITETHROUGH,
                                   .format = strcmp(format, "qcow2") == 0 ? "qcow2" : "raw"};
     return 0;
 }

@@ -157,7 +157,6 @@ static void fill_info(struct block *b, const struct block_config *cfg, uint64_t 
                                   .readonly = cfg->readonly,
                                   .can_discard = cfg->discard && !cfg->readonly,
                                   .can_write_zeroes = !cfg->readonly,
-                                  .volatile_cache = cfg->cache != BLOCK_CACHE_WRITETHROUGH,
                                   .format = "raw"};
 }
 

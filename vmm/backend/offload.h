@@ -17,9 +17,7 @@
 #define NET_HDR_DATA_VALID 2
 #define NET_GSO_NONE 0
 #define NET_GSO_TCPV4 1
-#define NET_GSO_UDP 3
 #define NET_GSO_TCPV6 4
-#define NET_GSO_UDP_L4 5
 #define NET_GSO_ECN 0x80 /* a bit on top of the TCP types */
 
 #define NET_IP_TCP 6

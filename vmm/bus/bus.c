@@ -34,8 +34,7 @@ int bus_add(struct bus *b, enum bus_space space, uint64_t base, uint64_t size, c
     return 0;
 }
 
-/* The region that holds all of [addr, addr + size), or NULL. An access that straddles a region's end is nobody's. */
-static const struct bus_region *find(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size)
+unsigned bus_region_at(const struct bus *b, enum bus_space space, uint64_t addr)
 {
     const struct bus_region *r = b->region[space];
     unsigned lo = 0, hi = b->regions[space];
@@ -46,10 +45,16 @@ static const struct bus_region *find(const struct bus *b, enum bus_space space, 
         else
             hi = mid;
     }
-    if (lo == 0) return NULL;
-    r += lo - 1;
-    uint64_t off = addr - r->base;
-    return off < r->size && r->size - off >= size ? r : NULL;
+    return lo && addr - r[lo - 1].base < r[lo - 1].size ? lo - 1 : BUS_MAX_REGIONS;
+}
+
+/* The region that holds all of [addr, addr + size), or NULL. An access that straddles a region's end is nobody's. */
+static const struct bus_region *find(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size)
+{
+    unsigned n = bus_region_at(b, space, addr);
+    if (n == BUS_MAX_REGIONS) return NULL;
+    const struct bus_region *r = &b->region[space][n];
+    return r->size - (addr - r->base) >= size ? r : NULL;
 }
 
 static uint64_t ones(unsigned size)

@@ -49,6 +49,8 @@ struct bus {
 /* Refuses overlaps and overflow with a message. */
 int bus_add(struct bus *b, enum bus_space space, uint64_t base, uint64_t size, const struct bus_handler *h, void *dev,
             const char *name, struct nerr *e);
+/* The number of the region that `addr` is in, BUS_MAX_REGIONS when it is in none. */
+unsigned bus_region_at(const struct bus *b, enum bus_space space, uint64_t addr);
 uint64_t bus_read(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size);
 void bus_write(const struct bus *b, enum bus_space space, uint64_t addr, unsigned size, uint64_t value);
 

@@ -44,6 +44,33 @@ struct irq_message {
 #define APIC_BASE_EN (1u << 11)
 #define APIC_DEFAULT_BASE 0xfee00000u
 
+/* Register offsets in the xAPIC page (SDM vol. 3 table 10-1); MSR 0x800 + offset / 16 in x2APIC mode. */
+enum lapic_register {
+    LAPIC_ID = 0x20,
+    LAPIC_VERSION = 0x30,
+    LAPIC_TPR = 0x80,
+    LAPIC_APR = 0x90,
+    LAPIC_PPR = 0xa0,
+    LAPIC_EOI = 0xb0,
+    LAPIC_RRD = 0xc0,
+    LAPIC_LDR = 0xd0,
+    LAPIC_DFR = 0xe0,
+    LAPIC_SVR = 0xf0,
+    LAPIC_ISR = 0x100,
+    LAPIC_TMR = 0x180,
+    LAPIC_IRR = 0x200,
+    LAPIC_ESR = 0x280,
+    LAPIC_CMCI = 0x2f0,
+    LAPIC_ICR = 0x300,
+    LAPIC_ICR_HIGH = 0x310,
+    LAPIC_LVT = 0x320,
+    LAPIC_LVT_LAST = 0x370,
+    LAPIC_INITIAL = 0x380,
+    LAPIC_CURRENT = 0x390,
+    LAPIC_DIVIDE = 0x3e0,
+    LAPIC_SELF_IPI = 0x3f0,
+};
+
 #define APIC_VERSION 0x01050014u /* version 0x14, six LVT entries, EOI broadcast can be suppressed */
 #define SVR_ENABLE (1u << 8)
 #define SVR_NO_EOI_BROADCAST (1u << 12)
@@ -88,8 +115,6 @@ struct lapic {
 
 int lapic_init(struct lapic *l, struct irqchip *c, unsigned vcpu);
 void lapic_fini(struct lapic *l);
-/* INIT: all registers but the id and IA32_APIC_BASE. */
-void lapic_reset(struct lapic *l);
 /* Power-on: all. */
 void lapic_power_on(struct lapic *l);
 /* Takes a message that is for this LAPIC; false when it ignores it. */
@@ -103,6 +128,7 @@ void lapic_set_irr(struct lapic *l, uint8_t vector, bool level);
 void lapic_update(struct lapic *l, struct irq_kick *k); /* recomputes PPR and `pending` */
 void lapic_error(struct lapic *l, uint32_t bit);
 void lapic_lvt_fire(struct lapic *l, enum lapic_lvt n);
+/* INIT: all registers but the id and IA32_APIC_BASE. */
 void lapic_reset_locked(struct lapic *l);
 /* Without it: */
 void lapic_eoi(struct lapic *l, struct irq_kick *k);

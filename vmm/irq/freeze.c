@@ -6,14 +6,10 @@
 
 #include "vmm/irq/chip.h"
 
-/* xAPIC offsets of the timer's counts (SDM vol. 3 table 10-1). */
-#define REG_INITIAL 0x380
-#define REG_CURRENT 0x390
-
 static void copy_timer(struct irq_lapic_state *to, const struct irq_lapic_state *from)
 {
-    memcpy(to->regs + REG_INITIAL, from->regs + REG_INITIAL, 4);
-    memcpy(to->regs + REG_CURRENT, from->regs + REG_CURRENT, 4);
+    memcpy(to->regs + LAPIC_INITIAL, from->regs + LAPIC_INITIAL, 4);
+    memcpy(to->regs + LAPIC_CURRENT, from->regs + LAPIC_CURRENT, 4);
     to->tsc_deadline = from->tsc_deadline;
 }
 

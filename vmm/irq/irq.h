@@ -49,8 +49,6 @@ bool irqchip_irqfd_direct(const struct irqchip *c);
 void irqchip_irqfd_remove(struct irqchip *c, int fd);
 /* Power-on of all controllers (and of all vCPUs, where the engine has its own). vCPUs exist and don't run. Fails only inside engines. */
 int irqchip_reset(struct irqchip *c, struct nerr *e);
-/* INIT of one LAPIC (all registers but the id). */
-void irqchip_reset_lapic(struct irqchip *c, unsigned vcpu);
 
 /* The timers stop, and go on `ns` nanoseconds of CLOCK_MONOTONIC later with what was left of them. On the loop's thread, while no vCPU runs, in this
  * order: freeze; at the end thaw_begin, which looks what the LAPICs are by then; the vCPUs' states, whose TSC offsets have changed; thaw, which

@@ -230,8 +230,3 @@ int irqchip_reset(struct irqchip *c, struct nerr *e)
     irq_kick_run(c, &k);
     return 0;
 }
-
-void irqchip_reset_lapic(struct irqchip *c, unsigned vcpu)
-{
-    if (vcpu < c->vcpus && !c->inside) lapic_reset(&c->lapic[vcpu]);
-}

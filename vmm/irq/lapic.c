@@ -208,13 +208,6 @@ void lapic_reset_locked(struct lapic *l)
     lapic_update(l, NULL);
 }
 
-void lapic_reset(struct lapic *l)
-{
-    pthread_mutex_lock(&l->lock);
-    lapic_reset_locked(l);
-    pthread_mutex_unlock(&l->lock);
-}
-
 void lapic_power_on(struct lapic *l)
 {
     pthread_mutex_lock(&l->lock);

@@ -1,33 +1,6 @@
 /* The local APIC's registers, as MMIO (xAPIC) and as MSRs (x2APIC): SDM vol. 3 10.4 and 10.12. */
 #include "vmm/irq/chip.h"
 
-/* Register offsets in the xAPIC page; MSR 0x800 + offset / 16 in x2APIC mode. */
-enum {
-    REG_ID = 0x20,
-    REG_VERSION = 0x30,
-    REG_TPR = 0x80,
-    REG_APR = 0x90,
-    REG_PPR = 0xa0,
-    REG_EOI = 0xb0,
-    REG_RRD = 0xc0,
-    REG_LDR = 0xd0,
-    REG_DFR = 0xe0,
-    REG_SVR = 0xf0,
-    REG_ISR = 0x100,
-    REG_TMR = 0x180,
-    REG_IRR = 0x200,
-    REG_ESR = 0x280,
-    REG_CMCI = 0x2f0,
-    REG_ICR = 0x300,
-    REG_ICR_HIGH = 0x310,
-    REG_LVT = 0x320,
-    REG_LVT_LAST = 0x370,
-    REG_INITIAL = 0x380,
-    REG_CURRENT = 0x390,
-    REG_DIVIDE = 0x3e0,
-    REG_SELF_IPI = 0x3f0,
-};
-
 #define MSR_APIC_BASE 0x1b
 #define MSR_TSC_DEADLINE 0x6e0
 #define MSR_X2APIC_FIRST 0x800
@@ -103,25 +76,25 @@ static uint32_t read_map(const uint64_t *map, uint32_t off)
 static uint32_t read_reg(struct lapic *l, uint32_t reg)
 {
     switch (reg) {
-    case REG_ID: return x2apic_mode(l) ? l->vcpu : atomic_load(&l->xapic_id) << 24;
-    case REG_VERSION: return APIC_VERSION;
-    case REG_TPR: return l->tpr;
-    case REG_PPR: return atomic_load(&l->ppr);
-    case REG_LDR: return atomic_load(&l->ldr);
-    case REG_DFR: return atomic_load(&l->dfr);
-    case REG_SVR: return atomic_load(&l->svr);
-    case REG_ESR: return l->esr;
-    case REG_ICR: return (uint32_t)l->icr;
-    case REG_ICR_HIGH: return (uint32_t)(l->icr >> 32);
-    case REG_INITIAL: return l->initial;
-    case REG_CURRENT: return lapic_timer_current(l);
-    case REG_DIVIDE: return l->divide;
+    case LAPIC_ID: return x2apic_mode(l) ? l->vcpu : atomic_load(&l->xapic_id) << 24;
+    case LAPIC_VERSION: return APIC_VERSION;
+    case LAPIC_TPR: return l->tpr;
+    case LAPIC_PPR: return atomic_load(&l->ppr);
+    case LAPIC_LDR: return atomic_load(&l->ldr);
+    case LAPIC_DFR: return atomic_load(&l->dfr);
+    case LAPIC_SVR: return atomic_load(&l->svr);
+    case LAPIC_ESR: return l->esr;
+    case LAPIC_ICR: return (uint32_t)l->icr;
+    case LAPIC_ICR_HIGH: return (uint32_t)(l->icr >> 32);
+    case LAPIC_INITIAL: return l->initial;
+    case LAPIC_CURRENT: return lapic_timer_current(l);
+    case LAPIC_DIVIDE: return l->divide;
     default: break;
     }
-    if (reg >= REG_ISR && reg < REG_TMR) return read_map(l->isr, reg);
-    if (reg >= REG_TMR && reg < REG_IRR) return read_map(l->tmr, reg);
-    if (reg >= REG_IRR && reg < REG_ESR) return read_map(l->irr, reg);
-    if (reg >= REG_LVT && reg <= REG_LVT_LAST) return l->lvt[(reg - REG_LVT) / 16];
+    if (reg >= LAPIC_ISR && reg < LAPIC_TMR) return read_map(l->isr, reg);
+    if (reg >= LAPIC_TMR && reg < LAPIC_IRR) return read_map(l->tmr, reg);
+    if (reg >= LAPIC_IRR && reg < LAPIC_ESR) return read_map(l->irr, reg);
+    if (reg >= LAPIC_LVT && reg <= LAPIC_LVT_LAST) return l->lvt[(reg - LAPIC_LVT) / 16];
     return 0;
 }
 
@@ -148,16 +121,16 @@ static void write_lvt(struct lapic *l, enum lapic_lvt n, uint32_t v)
 static void write_reg(struct lapic *l, uint32_t reg, uint32_t v)
 {
     switch (reg) {
-    case REG_TPR: l->tpr = v & 0xff; break;
-    case REG_SVR: write_svr(l, v); break;
-    case REG_ESR: /* a write latches what came since the last one (10.5.3) */
+    case LAPIC_TPR: l->tpr = v & 0xff; break;
+    case LAPIC_SVR: write_svr(l, v); break;
+    case LAPIC_ESR: /* a write latches what came since the last one (10.5.3) */
         l->esr = l->esr_new;
         l->esr_new = 0;
         break;
-    case REG_INITIAL: lapic_timer_set_initial(l, v); break;
-    case REG_DIVIDE: lapic_timer_set_divide(l, v); break;
+    case LAPIC_INITIAL: lapic_timer_set_initial(l, v); break;
+    case LAPIC_DIVIDE: lapic_timer_set_divide(l, v); break;
     default:
-        if (reg >= REG_LVT && reg <= REG_LVT_LAST) write_lvt(l, (enum lapic_lvt)((reg - REG_LVT) / 16), v);
+        if (reg >= LAPIC_LVT && reg <= LAPIC_LVT_LAST) write_lvt(l, (enum lapic_lvt)((reg - LAPIC_LVT) / 16), v);
     }
 }
 
@@ -166,23 +139,23 @@ static void write_reg(struct lapic *l, uint32_t reg, uint32_t v)
 static bool known_reg(uint32_t reg)
 {
     switch (reg) {
-    case REG_ID:
-    case REG_VERSION:
-    case REG_TPR:
-    case REG_APR:
-    case REG_PPR:
-    case REG_EOI:
-    case REG_RRD:
-    case REG_LDR:
-    case REG_DFR:
-    case REG_SVR:
-    case REG_ESR:
-    case REG_ICR:
-    case REG_ICR_HIGH:
-    case REG_INITIAL:
-    case REG_CURRENT:
-    case REG_DIVIDE: return true;
-    default: return (reg >= REG_ISR && reg < REG_ESR) || (reg >= REG_LVT && reg <= REG_LVT_LAST);
+    case LAPIC_ID:
+    case LAPIC_VERSION:
+    case LAPIC_TPR:
+    case LAPIC_APR:
+    case LAPIC_PPR:
+    case LAPIC_EOI:
+    case LAPIC_RRD:
+    case LAPIC_LDR:
+    case LAPIC_DFR:
+    case LAPIC_SVR:
+    case LAPIC_ESR:
+    case LAPIC_ICR:
+    case LAPIC_ICR_HIGH:
+    case LAPIC_INITIAL:
+    case LAPIC_CURRENT:
+    case LAPIC_DIVIDE: return true;
+    default: return (reg >= LAPIC_ISR && reg < LAPIC_ESR) || (reg >= LAPIC_LVT && reg <= LAPIC_LVT_LAST);
     }
 }
 
@@ -208,17 +181,17 @@ uint32_t lapic_mmio_read(struct lapic *l, uint32_t off, struct irq_kick *k)
 void lapic_mmio_write(struct lapic *l, uint32_t off, uint32_t v, struct irq_kick *k)
 {
     if (!mmio_on(l)) return;
-    if (off == REG_EOI) {
+    if (off == LAPIC_EOI) {
         lapic_eoi(l, k);
         return;
     }
     pthread_mutex_lock(&l->lock);
     switch (off) {
-    case REG_ID: atomic_store(&l->xapic_id, v >> 24); break;
-    case REG_LDR: atomic_store(&l->ldr, v & 0xff000000); break;
-    case REG_DFR: atomic_store(&l->dfr, v | 0x0fffffff); break;
-    case REG_ICR_HIGH: l->icr = (uint32_t)l->icr | (uint64_t)(v & 0xff000000) << 32; break;
-    case REG_ICR: l->icr = (l->icr & 0xffffffff00000000) | (v & 0xccfff); break;
+    case LAPIC_ID: atomic_store(&l->xapic_id, v >> 24); break;
+    case LAPIC_LDR: atomic_store(&l->ldr, v & 0xff000000); break;
+    case LAPIC_DFR: atomic_store(&l->dfr, v | 0x0fffffff); break;
+    case LAPIC_ICR_HIGH: l->icr = (uint32_t)l->icr | (uint64_t)(v & 0xff000000) << 32; break;
+    case LAPIC_ICR: l->icr = (l->icr & 0xffffffff00000000) | (v & 0xccfff); break;
     default:
         if (known_reg(off))
             write_reg(l, off, v);
@@ -229,22 +202,22 @@ void lapic_mmio_write(struct lapic *l, uint32_t off, uint32_t v, struct irq_kick
     uint64_t icr = l->icr;
     lapic_update(l, k);
     pthread_mutex_unlock(&l->lock);
-    if (off == REG_ICR) send_ipi(l, icr, false, k);
+    if (off == LAPIC_ICR) send_ipi(l, icr, false, k);
 }
 
 /* ---- x2APIC: MSRs (SDM vol. 3 table 10-6) ---- */
 
 static bool x2apic_readable(uint32_t reg)
 {
-    return known_reg(reg) && reg != REG_APR && reg != REG_RRD && reg != REG_DFR && reg != REG_ICR_HIGH &&
-           reg != REG_EOI;
+    return known_reg(reg) && reg != LAPIC_APR && reg != LAPIC_RRD && reg != LAPIC_DFR && reg != LAPIC_ICR_HIGH &&
+           reg != LAPIC_EOI;
 }
 
 static bool x2apic_read(struct lapic *l, uint32_t reg, uint64_t *value, struct irq_kick *k)
 {
     if (!x2apic_mode(l) || !x2apic_readable(reg)) return false;
     pthread_mutex_lock(&l->lock);
-    *value = reg == REG_ICR ? l->icr : read_reg(l, reg);
+    *value = reg == LAPIC_ICR ? l->icr : read_reg(l, reg);
     lapic_update(l, k);
     pthread_mutex_unlock(&l->lock);
     return true;
@@ -254,43 +227,43 @@ static bool x2apic_read(struct lapic *l, uint32_t reg, uint64_t *value, struct i
 static uint64_t x2apic_writable(uint32_t reg)
 {
     switch (reg) {
-    case REG_TPR: return 0xff;
-    case REG_SVR: return SVR_NO_EOI_BROADCAST | SVR_ENABLE | 0xff;
-    case REG_ICR: return 0xffffffff000cdfff;
-    case REG_INITIAL: return 0xffffffff;
-    case REG_DIVIDE: return 0xb;
-    case REG_SELF_IPI: return 0xff;
+    case LAPIC_TPR: return 0xff;
+    case LAPIC_SVR: return SVR_NO_EOI_BROADCAST | SVR_ENABLE | 0xff;
+    case LAPIC_ICR: return 0xffffffff000cdfff;
+    case LAPIC_INITIAL: return 0xffffffff;
+    case LAPIC_DIVIDE: return 0xb;
+    case LAPIC_SELF_IPI: return 0xff;
     default:
-        if (reg >= REG_LVT && reg <= REG_LVT_LAST)
-            return lapic_lvt_writable[(reg - REG_LVT) / 16] | lvt_readonly[(reg - REG_LVT) / 16];
+        if (reg >= LAPIC_LVT && reg <= LAPIC_LVT_LAST)
+            return lapic_lvt_writable[(reg - LAPIC_LVT) / 16] | lvt_readonly[(reg - LAPIC_LVT) / 16];
         return 0;
     }
 }
 
 static bool x2apic_can_write(uint32_t reg)
 {
-    return x2apic_writable(reg) || reg == REG_EOI || reg == REG_ESR;
+    return x2apic_writable(reg) || reg == LAPIC_EOI || reg == LAPIC_ESR;
 }
 
 static bool x2apic_write(struct lapic *l, uint32_t reg, uint64_t v, struct irq_kick *k)
 {
     if (!x2apic_mode(l) || !x2apic_can_write(reg) || v & ~x2apic_writable(reg)) return false;
-    if (reg == REG_EOI) {
+    if (reg == LAPIC_EOI) {
         lapic_eoi(l, k);
         return true;
     }
-    if (reg == REG_SELF_IPI) {
+    if (reg == LAPIC_SELF_IPI) {
         send_ipi(l, (v & 0xff) | 1u << 18, true, k);
         return true;
     }
     pthread_mutex_lock(&l->lock);
-    if (reg == REG_ICR)
+    if (reg == LAPIC_ICR)
         l->icr = v & ~(uint64_t)ICR_BUSY;
     else
         write_reg(l, reg, (uint32_t)v);
     lapic_update(l, k);
     pthread_mutex_unlock(&l->lock);
-    if (reg == REG_ICR) send_ipi(l, v, true, k);
+    if (reg == LAPIC_ICR) send_ipi(l, v, true, k);
     return true;
 }
 

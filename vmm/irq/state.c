@@ -4,24 +4,6 @@
 
 #include "vmm/irq/chip.h"
 
-#define REG_ID 0x20
-#define REG_VERSION 0x30
-#define REG_TPR 0x80
-#define REG_PPR 0xa0
-#define REG_LDR 0xd0
-#define REG_DFR 0xe0
-#define REG_SVR 0xf0
-#define REG_ISR 0x100
-#define REG_TMR 0x180
-#define REG_IRR 0x200
-#define REG_ESR 0x280
-#define REG_ICR 0x300
-#define REG_ICR_HIGH 0x310
-#define REG_LVT 0x320
-#define REG_INITIAL 0x380
-#define REG_CURRENT 0x390
-#define REG_DIVIDE 0x3e0
-
 /* ---- local APIC ---- */
 
 static void put(uint8_t *page, unsigned reg, uint32_t v)
@@ -62,38 +44,38 @@ void lapic_get_state(struct lapic *l, struct irq_lapic_state *s)
     s->esr_new = (uint8_t)l->esr_new;
     s->nmis = (uint8_t)atomic_load(&l->nmis);
     s->wait_sipi = l->wait_sipi;
-    put(s->regs, REG_ID, (x2apic(l) ? l->vcpu : atomic_load(&l->xapic_id)) << 24);
-    put(s->regs, REG_VERSION, APIC_VERSION);
-    put(s->regs, REG_TPR, l->tpr);
-    put(s->regs, REG_PPR, atomic_load(&l->ppr));
-    put(s->regs, REG_LDR, atomic_load(&l->ldr));
-    put(s->regs, REG_DFR, atomic_load(&l->dfr));
-    put(s->regs, REG_SVR, atomic_load(&l->svr));
-    put_map(s->regs, REG_ISR, l->isr);
-    put_map(s->regs, REG_TMR, l->tmr);
-    put_map(s->regs, REG_IRR, l->irr);
-    put(s->regs, REG_ESR, l->esr);
-    put(s->regs, REG_ICR, (uint32_t)l->icr);
-    put(s->regs, REG_ICR_HIGH, (uint32_t)(l->icr >> 32));
-    for (unsigned i = 0; i < LVT_COUNT; i++) put(s->regs, REG_LVT + 16 * i, l->lvt[i]);
-    put(s->regs, REG_INITIAL, l->initial);
-    put(s->regs, REG_CURRENT, count);
-    put(s->regs, REG_DIVIDE, l->divide);
+    put(s->regs, LAPIC_ID, (x2apic(l) ? l->vcpu : atomic_load(&l->xapic_id)) << 24);
+    put(s->regs, LAPIC_VERSION, APIC_VERSION);
+    put(s->regs, LAPIC_TPR, l->tpr);
+    put(s->regs, LAPIC_PPR, atomic_load(&l->ppr));
+    put(s->regs, LAPIC_LDR, atomic_load(&l->ldr));
+    put(s->regs, LAPIC_DFR, atomic_load(&l->dfr));
+    put(s->regs, LAPIC_SVR, atomic_load(&l->svr));
+    put_map(s->regs, LAPIC_ISR, l->isr);
+    put_map(s->regs, LAPIC_TMR, l->tmr);
+    put_map(s->regs, LAPIC_IRR, l->irr);
+    put(s->regs, LAPIC_ESR, l->esr);
+    put(s->regs, LAPIC_ICR, (uint32_t)l->icr);
+    put(s->regs, LAPIC_ICR_HIGH, (uint32_t)(l->icr >> 32));
+    for (unsigned i = 0; i < LVT_COUNT; i++) put(s->regs, LAPIC_LVT + 16 * i, l->lvt[i]);
+    put(s->regs, LAPIC_INITIAL, l->initial);
+    put(s->regs, LAPIC_CURRENT, count);
+    put(s->regs, LAPIC_DIVIDE, l->divide);
     pthread_mutex_unlock(&l->lock);
 }
 
 static void set_identity(struct lapic *l, const struct irq_lapic_state *s)
 {
     atomic_store(&l->base, s->base);
-    atomic_store(&l->svr, get(s->regs, REG_SVR) & (SVR_NO_EOI_BROADCAST | SVR_ENABLE | 0xff));
+    atomic_store(&l->svr, get(s->regs, LAPIC_SVR) & (SVR_NO_EOI_BROADCAST | SVR_ENABLE | 0xff));
     if (x2apic(l)) {
         atomic_store(&l->xapic_id, l->vcpu);
         atomic_store(&l->dfr, 0xffffffff);
         atomic_store(&l->ldr, l->vcpu >> 4 << 16 | 1u << (l->vcpu & 15)); /* SDM vol. 3 10.12.10.2 */
     } else {
-        atomic_store(&l->xapic_id, get(s->regs, REG_ID) >> 24);
-        atomic_store(&l->dfr, get(s->regs, REG_DFR) | 0x0fffffff);
-        atomic_store(&l->ldr, get(s->regs, REG_LDR) & 0xff000000);
+        atomic_store(&l->xapic_id, get(s->regs, LAPIC_ID) >> 24);
+        atomic_store(&l->dfr, get(s->regs, LAPIC_DFR) | 0x0fffffff);
+        atomic_store(&l->ldr, get(s->regs, LAPIC_LDR) & 0xff000000);
     }
 }
 
@@ -104,18 +86,18 @@ void lapic_set_state(struct lapic *l, const struct irq_lapic_state *s, struct ir
     set_identity(l, s);
     atomic_store(&l->nmis, s->nmis > 2 ? 2 : s->nmis);
     l->wait_sipi = s->wait_sipi;
-    l->tpr = get(s->regs, REG_TPR) & 0xff;
-    get_map(s->regs, REG_ISR, l->isr);
-    get_map(s->regs, REG_TMR, l->tmr);
-    get_map(s->regs, REG_IRR, l->irr);
-    l->esr = get(s->regs, REG_ESR) & 0xff;
+    l->tpr = get(s->regs, LAPIC_TPR) & 0xff;
+    get_map(s->regs, LAPIC_ISR, l->isr);
+    get_map(s->regs, LAPIC_TMR, l->tmr);
+    get_map(s->regs, LAPIC_IRR, l->irr);
+    l->esr = get(s->regs, LAPIC_ESR) & 0xff;
     l->esr_new = s->esr_new;
-    l->icr = (get(s->regs, REG_ICR) & 0xccfff & ~(1u << 12)) | (uint64_t)get(s->regs, REG_ICR_HIGH) << 32;
-    for (unsigned i = 1; i < LVT_COUNT; i++) l->lvt[i] = get(s->regs, REG_LVT + 16 * i) & lapic_lvt_writable[i];
-    lapic_timer_restore(l, &(struct lapic_timer_state){.lvt = get(s->regs, REG_LVT) & lapic_lvt_writable[LVT_TIMER],
-                                                       .initial = get(s->regs, REG_INITIAL),
-                                                       .current = get(s->regs, REG_CURRENT),
-                                                       .divide = get(s->regs, REG_DIVIDE),
+    l->icr = (get(s->regs, LAPIC_ICR) & 0xccfff & ~(1u << 12)) | (uint64_t)get(s->regs, LAPIC_ICR_HIGH) << 32;
+    for (unsigned i = 1; i < LVT_COUNT; i++) l->lvt[i] = get(s->regs, LAPIC_LVT + 16 * i) & lapic_lvt_writable[i];
+    lapic_timer_restore(l, &(struct lapic_timer_state){.lvt = get(s->regs, LAPIC_LVT) & lapic_lvt_writable[LVT_TIMER],
+                                                       .initial = get(s->regs, LAPIC_INITIAL),
+                                                       .current = get(s->regs, LAPIC_CURRENT),
+                                                       .divide = get(s->regs, LAPIC_DIVIDE),
                                                        .deadline = s->tsc_deadline});
     lapic_update(l, k);
     if (atomic_load(&l->nmis)) k->interrupt |= 1ull << l->vcpu;

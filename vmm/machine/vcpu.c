@@ -186,18 +186,7 @@ static void load_boot_state(struct machine_vcpu *v)
 /* Counts an access under the region that handles it; lookups are a small part of what an exit costs. */
 static void count_access(struct machine_vcpu *v, enum bus_space space, uint64_t addr)
 {
-    const struct bus *b = &v->machine->bus;
-    const struct bus_region *r = b->region[space];
-    unsigned lo = 0, hi = b->regions[space];
-    while (lo < hi) {
-        unsigned mid = (lo + hi) / 2;
-        if (r[mid].base <= addr)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    if (lo == 0 || addr - r[lo - 1].base >= r[lo - 1].size) lo = BUS_MAX_REGIONS + 1;
-    v->access[space][lo - 1]++;
+    v->access[space][bus_region_at(&v->machine->bus, space, addr)]++;
 }
 
 static void do_io(struct machine_vcpu *v)

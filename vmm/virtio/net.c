@@ -592,8 +592,3 @@ struct net *virtio_net_backend(struct virtio_net *v)
 {
     return v->net;
 }
-
-struct virtio_device *virtio_net_device(struct virtio_net *v)
-{
-    return v->device;
-}

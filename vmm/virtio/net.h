@@ -24,7 +24,6 @@ int virtio_net_create(struct pci_bus *b, int slot, const struct virtio_net_optio
 void virtio_net_destroy(struct virtio_net *v);
 /* For link state, limits and statistics. */
 struct net *virtio_net_backend(struct virtio_net *v);
-struct virtio_device *virtio_net_device(struct virtio_net *v);
 /* Asks the driver to tell the network where it is (after the network has changed behind it). */
 void virtio_net_announce(struct virtio_net *v);
 
