@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/name.h"
+
 /* Cuts the first item off *rest, in place: a doubled comma becomes one, a single one ends the item. */
 static char *next_item(char **rest)
 {
@@ -109,6 +111,16 @@ int cli_keyvalue_text(const char *option, const struct cli_keyvalue *kv, const c
     if (!kv->value || !*kv->value)
         return nerr_set(e, -EINVAL, "%s: %s needs a value: %s=...", option, kv->key, kv->key);
     *out = kv->value;
+    return 0;
+}
+
+int cli_keyvalue_name(const char *option, const struct cli_keyvalue *kv, char *out, size_t size, struct nerr *e)
+{
+    const char *v = kv->value ? kv->value : "";
+    if (!name_good(v, size - 1))
+        return nerr_set(e, -EINVAL, "%s: %s=%s is no name; give 1 to %zu letters, digits, '.', '_' or '-'", option,
+                        kv->key, v, size - 1);
+    memcpy(out, v, strlen(v) + 1);
     return 0;
 }
 

@@ -3,6 +3,7 @@
 #define NACELLE_CLI_KEYVALUE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/error.h"
@@ -36,6 +37,8 @@ int cli_keyvalue_bool(const char *option, const struct cli_keyvalue *kv, bool *o
 int cli_keyvalue_count(const char *option, const struct cli_keyvalue *kv, unsigned base, uint64_t *out, struct nerr *e);
 /* A value that is there and not empty. */
 int cli_keyvalue_text(const char *option, const struct cli_keyvalue *kv, const char **out, struct nerr *e);
+/* A name (common/name.h), copied to `out`; `size`: of that, with the NUL. */
+int cli_keyvalue_name(const char *option, const struct cli_keyvalue *kv, char *out, size_t size, struct nerr *e);
 /* One of a NULL-ended list of words; *out is its index. */
 int cli_keyvalue_choice(const char *option, const struct cli_keyvalue *kv, const char *const *words, unsigned *out,
                         struct nerr *e);

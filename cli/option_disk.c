@@ -103,15 +103,7 @@ static int set_serial(struct machine_disk *d, const struct cli_keyvalue *kv, str
 
 static int set_id(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e)
 {
-    const char *v;
-    int r = cli_keyvalue_text(OPTION, kv, &v, e);
-    if (r) return r;
-    size_t n = strspn(v, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
-    if (v[n] || n >= sizeof(d->id))
-        return nerr_set(e, -EINVAL, OPTION ": id=%s is not possible; give up to %zu letters, digits, '.', '_' and '-'",
-                        v, sizeof(d->id) - 1);
-    memcpy(d->id, v, n + 1);
-    return 0;
+    return cli_keyvalue_name(OPTION, kv, d->id, sizeof(d->id), e);
 }
 
 static int set_path(struct machine_disk *d, const struct cli_keyvalue *kv, struct nerr *e)

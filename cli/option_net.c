@@ -119,16 +119,6 @@ static int parse_number(const struct cli_keyvalue *kv, uint64_t min, uint64_t ma
     return r;
 }
 
-static int parse_id(const struct cli_keyvalue *kv, char id[32], struct nerr *e)
-{
-    const char *v = kv->value ? kv->value : "";
-    size_t n = strlen(v);
-    if (!n || n > 31 || strspn(v, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != n)
-        return nerr_set(e, -EINVAL, OPTION ": id=%s is no name; give 1 to 31 letters, digits, '-', '_' or '.'", v);
-    memcpy(id, v, n + 1);
-    return 0;
-}
-
 /* ---- keys ---- */
 
 enum kinds { ANY = 7, USER = 1 << NET_USER, TAP = 1 << NET_TAP };
@@ -182,7 +172,7 @@ static int set_common(struct machine_nic *nic, const struct cli_keyvalue *kv, bo
     if (strcmp(kv->key, "mac") == 0) return parse_mac(kv, nic->mac, e);
     if (strcmp(kv->key, "mtu") == 0) return parse_number(kv, NET_MTU_MIN, NET_MTU_MAX, &nic->net.mtu, e);
     if (strcmp(kv->key, "queues") == 0) return parse_number(kv, 1, MACHINE_NIC_MAX_QUEUES, &nic->queues, e);
-    if (strcmp(kv->key, "id") == 0) return parse_id(kv, nic->id, e);
+    if (strcmp(kv->key, "id") == 0) return cli_keyvalue_name(OPTION, kv, nic->id, sizeof nic->id, e);
     if (strcmp(kv->key, "packed") == 0) {
         bool packed = true;
         r = cli_keyvalue_bool(OPTION, kv, &packed, e);

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/name.h"
 #include "vmm/backend/unix.h"
 
 #define DIRECTORIES 3
@@ -82,8 +83,7 @@ static int lock_directory(const char *path)
 
 bool control_name_good(const char *name)
 {
-    size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
-    return n && !name[n] && n <= CONTROL_VM_NAME_MAX && name[0] != '.' && name[0] != '-';
+    return name_good(name, CONTROL_VM_NAME_MAX) && name[0] != '.' && name[0] != '-';
 }
 
 static int socket_path(const char *directory, const char *name, char path[CONTROL_PATH_MAX], struct nerr *e)

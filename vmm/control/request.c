@@ -8,6 +8,8 @@
 
 #include <cjson/cJSON.h>
 
+#include "common/name.h"
+
 const char *control_class(int error)
 {
     switch (-error) {
@@ -155,10 +157,9 @@ static int take_choice(const struct control_command *c, const struct control_arg
 static int take_text(const struct control_command *c, const struct control_argument *a, const char *text,
                      struct nerr *e)
 {
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
     size_t n = strlen(text);
     if (a->type == CONTROL_NAME) {
-        if (n && n <= CONTROL_NAME_MAX && strspn(text, letters) == n) return 0;
+        if (name_good(text, CONTROL_NAME_MAX)) return 0;
         return nerr_set(e, -EINVAL, "%s: %s=%.40s is no name; give 1 to %d letters, digits, '.', '_' or '-'", c->name,
                         a->name, text, CONTROL_NAME_MAX);
     }

@@ -147,11 +147,15 @@ static void count_done(const struct ahci_slot *s, bool ok)
     if (!ok) device_count(&st->errors, 1);
 }
 
+/* A slot's entry in the command list. */
+static uint64_t header_at(const struct ahci_port *p, unsigned n)
+{
+    return (p->clb | (uint64_t)p->clbu << 32) + n * HEADER_SIZE;
+}
+
 static void write_count(const struct ahci_slot *s)
 {
-    const struct ahci_port *p = s->port;
-    uint64_t at = (p->clb | (uint64_t)p->clbu << 32) + s->n * HEADER_SIZE + 4;
-    dma_write(dma(p), GPA(at), &s->moved, sizeof s->moved);
+    dma_write(dma(s->port), GPA(header_at(s->port, s->n) + 4), &s->moved, sizeof s->moved);
 }
 
 static void queued_failed(struct ahci_slot *s)
@@ -425,15 +429,27 @@ static void bad_list(struct ahci_port *p, uint32_t bit)
     raise_irq(p, bit);
 }
 
-static void start(struct ahci_port *p, unsigned n, const uint8_t header[16], const uint8_t *fis)
+/* A command's entry in the list (4.2.2), decoded. */
+struct header {
+    unsigned fis_words; /* of 32 bits */
+    unsigned prds;
+    uint64_t table;
+};
+
+static bool read_header(struct ahci_port *p, unsigned n, struct header *h)
+{
+    uint32_t word[HEADER_SIZE / 4];
+    if (!dma_read(dma(p), GPA(header_at(p, n)), word, sizeof word)) return false;
+    *h = (struct header){
+        .fis_words = word[0] & 0x1f, .prds = word[0] >> 16, .table = (word[2] & ~0x7fu) | (uint64_t)word[3] << 32};
+    return true;
+}
+
+static void start(struct ahci_port *p, unsigned n, const struct header *h, const uint8_t *fis)
 {
     struct ahci_slot *s = &p->slot[n];
-    uint32_t flags, table, table_high;
-    memcpy(&flags, header, 4);
-    memcpy(&table, header + 8, 4);
-    memcpy(&table_high, header + 12, 4);
-    s->table = (table & ~0x7fu) | (uint64_t)table_high << 32;
-    s->prds = flags >> 16;
+    s->table = h->table;
+    s->prds = h->prds;
     s->prd_next = s->prd_left = s->moved = 0;
     s->offset = s->left = 0;
     s->iovs = s->used = s->range = s->ranges = 0;
@@ -453,22 +469,16 @@ static void start(struct ahci_port *p, unsigned n, const uint8_t header[16], con
 /* False: no more commands can begin now. */
 static bool begin(struct ahci_port *p, unsigned n)
 {
-    uint8_t header[16], fis[64];
-    uint32_t flags, table, table_high;
-    uint64_t at = (p->clb | (uint64_t)p->clbu << 32) + n * HEADER_SIZE;
-    if (!dma_read(dma(p), GPA(at), header, sizeof header)) return bad_list(p, IS_HBF), false;
-    memcpy(&flags, header, 4);
-    memcpy(&table, header + 8, 4);
-    memcpy(&table_high, header + 12, 4);
-    at = (table & ~0x7fu) | (uint64_t)table_high << 32;
-    if (!dma_read(dma(p), GPA(at), fis, sizeof fis)) return bad_list(p, IS_HBF), false;
-    if ((flags & 0x1f) < 5 || fis[0] != FIS_HOST) return bad_list(p, IS_IF), false;
+    struct header h;
+    uint8_t fis[64];
+    if (!read_header(p, n, &h) || !dma_read(dma(p), GPA(h.table), fis, sizeof fis)) return bad_list(p, IS_HBF), false;
+    if (h.fis_words < 5 || fis[0] != FIS_HOST) return bad_list(p, IS_IF), false;
     bool command = fis[1] & 0x80;
     if (!(command && is_queued(fis[2])) && !queue_empty(p)) return false; /* goes on when the queue has run empty */
     p->next = (n + 1) % AHCI_SLOTS;
     p->cmd = (p->cmd & ~0x1f00u) | n << 8;
     if (command)
-        start(p, n, header, fis);
+        start(p, n, &h, fis);
     else
         control_fis(p, n, fis[15]);
     return true;
