@@ -82,12 +82,14 @@ static uint32_t buffer_size(uint32_t rctl)
 
 /* A frame on its way into buffers. */
 struct incoming {
-    const struct iovec *iov;
+    const struct iovec *iov; /* what is left of `part` */
     unsigned iovs;
-    size_t at;     /* in iov[0] */
-    uint32_t left; /* bytes of the frame, without its FCS */
-    uint32_t tail; /* padding and FCS behind it: zeros, nobody looks at them */
-    uint32_t skip; /* bytes 12 to 15 are left out: a tag that went to the descriptor */
+    size_t at;      /* in iov[0] */
+    uint32_t left;  /* bytes of the frame, without its FCS */
+    uint32_t tail;  /* padding and FCS behind it: zeros, nobody looks at them */
+    uint8_t status; /* of its last descriptor */
+    uint16_t tag;
+    struct iovec part[NET_MAX_SEGMENTS + 1];
 };
 
 /* Up to `room` bytes to `gpa`; what isn't RAM swallows them, as on the bus. */
@@ -135,50 +137,66 @@ static void count_frame(struct e1000 *d, const uint8_t *to, uint32_t bytes)
     device_count(&d->stats->requests, 1);
 }
 
+/* What goes into buffers of a frame in iov[1] and on: a VLAN tag may move from its bytes 12 to 15 to the descriptor. */
+static void take_apart(const struct e1000 *d, const struct iovec *iov, unsigned iovs, uint32_t len, struct incoming *in)
+{
+    const uint8_t *frame = iov[1].iov_base;
+    bool tagged = e1000_get(d, E1000_CTRL) & CTRL_VME && len > 18 && iov[1].iov_len >= 18 &&
+                  (frame[12] << 8 | frame[13]) == (int)(e1000_get(d, E1000_VET) & 0xffff);
+    in->iov = in->part;
+    in->iovs = 0;
+    in->at = 0;
+    in->left = tagged ? len - 4 : len;
+    in->tail = (in->left < SHORTEST ? SHORTEST - in->left : 0) + (e1000_get(d, E1000_RCTL) & RCTL_SECRC ? 0 : FCS);
+    in->status = checksum_status(d, iov[0].iov_base, &iov[1], len) | (tagged ? RX_VP : 0);
+    in->tag = tagged ? (uint16_t)(frame[14] << 8 | frame[15]) : 0;
+    if (tagged) {
+        in->part[in->iovs++] = (struct iovec){(void *)frame, 12};
+        in->part[in->iovs++] = (struct iovec){(void *)(frame + 16), iov[1].iov_len - 16};
+    } else {
+        in->part[in->iovs++] = iov[1];
+    }
+    for (unsigned i = 2; i < iovs && in->iovs <= NET_MAX_SEGMENTS; i++)
+        if (iov[i].iov_len) in->part[in->iovs++] = iov[i];
+}
+
+/* Into the descriptors from `head` on, of which there are enough; `room`: bytes of each one's buffer. */
+static void fill(struct e1000 *d, struct incoming *in, uint32_t head, uint32_t size, uint32_t room)
+{
+    const struct dma_space *dma = pci_dma(d->function);
+    uint64_t base = (uint64_t)e1000_get(d, E1000_RDBAH) << 32 | e1000_get(d, E1000_RDBAL);
+    uint32_t total = in->left + in->tail;
+    const uint8_t *to = in->part[0].iov_base;
+    while (in->left + in->tail) {
+        uint64_t addr, at = base + head * 16ull;
+        if (!dma_read(dma, GPA(at), &addr, sizeof addr)) return;
+        uint32_t n = put_bytes(dma, in, addr, room);
+        bool last = !(in->left + in->tail);
+        complete(dma, at, n, (uint8_t)(RX_DD | (last ? RX_EOP | in->status : 0)), last ? in->tag : 0);
+        head = head + 1 == size ? 0 : head + 1;
+    }
+    e1000_put(d, E1000_RDH, head);
+    count_frame(d, to, total);
+}
+
 /* With rx_lock. False: there are not enough descriptors yet. */
 static bool put_frame(struct e1000 *d, const struct iovec *iov, unsigned iovs, uint32_t len)
 {
     bool inexact = false;
     if (!wanted(d, iov[1].iov_base, &inexact)) return true;
-    const uint8_t *frame = iov[1].iov_base;
-    uint32_t rctl = e1000_get(d, E1000_RCTL), room = buffer_size(rctl);
-    uint64_t base = (uint64_t)e1000_get(d, E1000_RDBAH) << 32 | e1000_get(d, E1000_RDBAL);
+    uint32_t room = buffer_size(e1000_get(d, E1000_RCTL));
     uint32_t size = e1000_get(d, E1000_RDLEN) / 16, head = e1000_get(d, E1000_RDH), tail = e1000_get(d, E1000_RDT);
     if (head >= size || tail >= size || !pci_bus_master(d->function)) return true; /* not set up: lost */
-    const struct dma_space *dma = pci_dma(d->function);
-    bool tagged = e1000_get(d, E1000_CTRL) & CTRL_VME && len > 18 && iov[1].iov_len >= 18 &&
-                  (frame[12] << 8 | frame[13]) == (int)(e1000_get(d, E1000_VET) & 0xffff);
-    struct iovec parts[NET_MAX_SEGMENTS + 1];
-    struct incoming in = {.iov = parts, .left = len};
-    if (tagged) {
-        parts[in.iovs++] = (struct iovec){(void *)frame, 12};
-        parts[in.iovs++] = (struct iovec){(void *)(frame + 16), iov[1].iov_len - 16};
-        in.left -= 4;
-    } else {
-        parts[in.iovs++] = iov[1];
-    }
-    for (unsigned i = 2; i < iovs && in.iovs <= NET_MAX_SEGMENTS; i++)
-        if (iov[i].iov_len) parts[in.iovs++] = iov[i];
-    in.tail = (in.left < SHORTEST ? SHORTEST - in.left : 0) + (rctl & RCTL_SECRC ? 0 : FCS);
-    uint32_t total = in.left + in.tail, need = (total + room - 1) / room;
+    struct incoming in;
+    take_apart(d, iov, iovs, len, &in);
+    if (inexact) in.status |= RX_PIF;
+    uint32_t need = (in.left + in.tail + room - 1) / room;
     if (ring_free(head, tail, size) < need) {
         if (need < size) return false;
         e1000_add(d, E1000_MPC, 1); /* it never fits */
         return true;
     }
-    uint8_t status = checksum_status(d, iov[0].iov_base, &iov[1], len);
-    if (inexact) status |= RX_PIF;
-    while (in.left + in.tail) {
-        uint64_t addr, at = base + head * 16ull;
-        if (!dma_read(dma, GPA(at), &addr, sizeof addr)) return true;
-        uint32_t n = put_bytes(dma, &in, addr, room);
-        bool last = !(in.left + in.tail);
-        complete(dma, at, n, (uint8_t)(RX_DD | (last ? RX_EOP | status | (tagged ? RX_VP : 0) : 0)),
-                 tagged && last ? (uint16_t)(frame[14] << 8 | frame[15]) : 0);
-        head = head + 1 == size ? 0 : head + 1;
-    }
-    e1000_put(d, E1000_RDH, head);
-    count_frame(d, frame, total);
+    fill(d, &in, head, size, room);
     return true;
 }
 

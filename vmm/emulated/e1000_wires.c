@@ -19,6 +19,15 @@
 #define EEPROM_READ 2 /* the two opcode bits */
 #define EEPROM_ADDRESS_BITS 6
 #define EEPROM_SUM 0xbaba
+/* Words that say something (5.6); 0 to 2 are the Ethernet address. */
+enum eeprom_word {
+    EEPROM_CONTROL1 = 0x0a,
+    EEPROM_SUBSYSTEM,
+    EEPROM_SUBSYSTEM_VENDOR,
+    EEPROM_DEVICE,
+    EEPROM_VENDOR,
+    EEPROM_CONTROL2,
+};
 
 #define MDIC_WRITE 1u
 #define MDIC_READ 2u
@@ -53,13 +62,12 @@ void e1000_eeprom_init(struct e1000 *d)
     uint16_t *w = d->eeprom.word, sum = 0;
     memset(w, 0, sizeof d->eeprom.word);
     for (int i = 0; i < 3; i++) w[i] = (uint16_t)(d->mac[2 * i] | d->mac[2 * i + 1] << 8);
-    w[0x0a] = 0x4408; /* signature, subsystem IDs from here */
-    w[0x0b] = 0x001e;
-    w[0x0c] = 0x8086;
-    w[0x0d] = 0x100e;
-    w[0x0e] = 0x8086;
-    w[0x0f] = 0x3040; /* negotiates by itself, both pause bits clear below */
-    w[0x0f] &= (uint16_t)~0x3000;
+    w[EEPROM_CONTROL1] = 0x4408; /* signature, subsystem IDs from here */
+    w[EEPROM_SUBSYSTEM] = 0x001e;
+    w[EEPROM_SUBSYSTEM_VENDOR] = 0x8086;
+    w[EEPROM_DEVICE] = 0x100e;
+    w[EEPROM_VENDOR] = 0x8086;
+    w[EEPROM_CONTROL2] = 0x0040; /* it negotiates by itself; no pause frames (bits 12 and 13) */
     for (int i = 0; i < EEPROM_WORDS - 1; i++) sum = (uint16_t)(sum + w[i]);
     w[EEPROM_WORDS - 1] = (uint16_t)(EEPROM_SUM - sum);
 }

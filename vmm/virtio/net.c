@@ -16,8 +16,11 @@
 #define CONTROL_SIZE 64
 #define PCI_CLASS_ETHERNET 0x020000
 #define MAC_TABLE 64 /* addresses per kind; more of them and the filter opens */
-#define FLOWS 256    /* entries of the table that leads a flow's frames to the queue that sends it */
-#define HEADERS 96   /* bytes of a frame that are looked at to find its flow */
+/* The longest command: class and number, then two tables of addresses of 6 bytes, each behind its count. Tables of up to four times what we keep
+ * open the filter; longer ones are the driver's error. */
+#define LONGEST_COMMAND (2 + 2 * (4 + 4 * MAC_TABLE * 6))
+#define FLOWS 256  /* entries of the table that leads a flow's frames to the queue that sends it */
+#define HEADERS 96 /* bytes of a frame that are looked at to find its flow */
 /* Buffers of one frame: enough for the largest one in buffers of 1500 bytes; smaller ones are the driver's own fault. */
 #define MERGE_MAX 64
 
@@ -424,7 +427,7 @@ static void notify_control(struct virtio_net *v, struct virtio_queue *q)
 {
     struct virtio_chain *c;
     while ((c = virtio_pop(q))) {
-        uint8_t buffer[2 + 2 * (4 + MAC_TABLE * 4 * 6)], ack = VIRTIO_NET_ERR;
+        uint8_t buffer[LONGEST_COMMAND], ack = VIRTIO_NET_ERR;
         size_t n = virtio_read(c, 0, buffer, sizeof buffer);
         struct command command = {buffer[0], buffer[1], buffer + 2, n - 2};
         if (n >= 2 && n == c->readable_bytes && run_command(v, &command)) ack = VIRTIO_NET_OK;
