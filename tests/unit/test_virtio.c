@@ -199,7 +199,10 @@ static void test_registers(void **state)
     assert_int_equal(rig_get(r, VIRTIO_PCI_COMMON_Q_DESCLO, 8), 0x0123456789abcdefull);
     assert_int_equal(rig_get(r, VIRTIO_PCI_COMMON_Q_DESCLO + 1, 1), 0xcd); /* a part */
     assert_int_equal(rig_get(r, VIRTIO_PCI_COMMON_STATUS, 4), 1u << 16);   /* several: status, generation, select */
-    rig_set(r, VIRTIO_PCI_COMMON_Q_SIZE, 1, 3);                            /* not the register's width */
+    for (unsigned reg = 0; reg < 64; reg++)
+        for (unsigned i = 0; i < 8; i++)
+            assert_int_equal(rig_get(r, reg, 8) >> 8 * i & 0xff, reg + i < 64 ? rig_get(r, reg + i, 1) : 0);
+    rig_set(r, VIRTIO_PCI_COMMON_Q_SIZE, 1, 3); /* not the register's width */
     assert_int_equal(rig_get(r, VIRTIO_PCI_COMMON_Q_SIZE, 2), QUEUE_SIZE);
     rig_set(r, VIRTIO_PCI_COMMON_Q_SELECT, 2, QUEUES);
     assert_int_equal(rig_get(r, VIRTIO_PCI_COMMON_Q_SIZE, 2), 0);

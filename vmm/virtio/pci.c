@@ -142,45 +142,35 @@ static uint64_t common_register(struct virtio_pci *p, unsigned off)
     }
 }
 
-/* The width of the register that begins at `off`, 0 when none does. */
-static unsigned register_width(unsigned off)
-{
-    switch (off) {
-    case VIRTIO_PCI_COMMON_STATUS:
-    case VIRTIO_PCI_COMMON_CFGGENERATION: return 1;
-    case VIRTIO_PCI_COMMON_MSIX:
-    case VIRTIO_PCI_COMMON_NUMQ:
-    case VIRTIO_PCI_COMMON_Q_SELECT:
-    case VIRTIO_PCI_COMMON_Q_SIZE:
-    case VIRTIO_PCI_COMMON_Q_MSIX:
-    case VIRTIO_PCI_COMMON_Q_ENABLE:
-    case VIRTIO_PCI_COMMON_Q_NOFF:
-    case COMMON_QUEUE_NOTIFY_DATA:
-    case COMMON_QUEUE_RESET: return 2;
-    default: return off % 4 == 0 && off < COMMON_QUEUE_NOTIFY_DATA ? 4 : 0;
-    }
-}
+/* The width in bytes of the register that begins at an offset; 0: none does. Each is aligned to its width. */
+static const uint8_t register_width[COMMON_SIZE] = {
+    [VIRTIO_PCI_COMMON_DFSELECT] = 4,  [VIRTIO_PCI_COMMON_DF] = 4,
+    [VIRTIO_PCI_COMMON_GFSELECT] = 4,  [VIRTIO_PCI_COMMON_GF] = 4,
+    [VIRTIO_PCI_COMMON_MSIX] = 2,      [VIRTIO_PCI_COMMON_NUMQ] = 2,
+    [VIRTIO_PCI_COMMON_STATUS] = 1,    [VIRTIO_PCI_COMMON_CFGGENERATION] = 1,
+    [VIRTIO_PCI_COMMON_Q_SELECT] = 2,  [VIRTIO_PCI_COMMON_Q_SIZE] = 2,
+    [VIRTIO_PCI_COMMON_Q_MSIX] = 2,    [VIRTIO_PCI_COMMON_Q_ENABLE] = 2,
+    [VIRTIO_PCI_COMMON_Q_NOFF] = 2,    [VIRTIO_PCI_COMMON_Q_DESCLO] = 4,
+    [VIRTIO_PCI_COMMON_Q_DESCHI] = 4,  [VIRTIO_PCI_COMMON_Q_AVAILLO] = 4,
+    [VIRTIO_PCI_COMMON_Q_AVAILHI] = 4, [VIRTIO_PCI_COMMON_Q_USEDLO] = 4,
+    [VIRTIO_PCI_COMMON_Q_USEDHI] = 4,  [COMMON_QUEUE_NOTIFY_DATA] = 2,
+    [COMMON_QUEUE_RESET] = 2,
+};
 
 /* 4.1.3.1: drivers use the register's own width. Others read a register's part or several as memory would. */
 static uint64_t common_read(struct virtio_pci *p, unsigned off, unsigned size)
 {
     uint64_t v = 0;
+    unsigned end = off + size < COMMON_SIZE ? off + size : COMMON_SIZE;
     pthread_mutex_lock(&p->lock);
-    for (unsigned i = 0; i < size;) {
-        unsigned start = off + i, width;
-        while (!(width = register_width(start)) || start + width <= off + i) {
-            if (start == 0 || off + i - start >= 4) break;
-            start--;
-        }
-        uint64_t r = width ? common_register(p, start) >> (8 * (off + i - start)) : 0;
-        unsigned n = width && start + width > off + i ? start + width - (off + i) : 1;
-        if (n > size - i) n = size - i;
-        if (n < 8) r &= (1ull << (8 * n)) - 1;
-        v |= r << (8 * i);
-        i += n;
+    for (unsigned at = off & ~3u, width; at < end; at += width ? width : 1) {
+        width = register_width[at];
+        if (!width) continue;
+        uint64_t r = common_register(p, at) & (~0ull >> (64 - 8 * width));
+        v |= at < off ? r >> (8 * (off - at)) : r << (8 * (at - off));
     }
     pthread_mutex_unlock(&p->lock);
-    return v;
+    return v & (~0ull >> (64 - 8 * size));
 }
 
 /* A vector that does not exist is refused by reading back as none (4.1.5.1.2.1). */
@@ -231,7 +221,7 @@ static void common_write(struct virtio_pci *p, unsigned off, unsigned size, uint
         common_write(p, off + 4, 4, value >> 32);
         return;
     }
-    if (size != register_width(off)) return;
+    if (size != register_width[off]) return;
     pthread_mutex_lock(&p->lock);
     switch (off) {
     case VIRTIO_PCI_COMMON_DFSELECT: p->device_feature_select = (uint32_t)value; break;
