@@ -19,12 +19,12 @@ const char cli_disk_help[] =
     "       cache=writethrough  every write is on stable storage when it completes\n"
     "       cache=unsafe        flushes do nothing: for scratch disks\n"
     "       discard=on|off      hand unused blocks back to the host (default on)\n"
-    "       aio=io_uring|threads  default: io_uring where it is allowed\n"
+    "       aio=auto|io_uring|threads  auto: io_uring where it is allowed (default)\n"
     "       packed=on|off       offer virtio's packed rings besides split ones (default on)\n"
     "       serial=TEXT, id=NAME  what the guest sees; what nacelle calls it (default disk0 ...)\n"
     "       read_bps= write_bps= total_bps=     bytes per second (K, M, G: powers of 1024)\n"
     "       read_iops= write_iops= total_iops=  operations per second, one per 64 KiB begun\n"
-    "                         a comma in a file's name is written twice\n";
+    "                         a comma in a file's name is written twice; path=FILE may stand for FILE\n";
 
 static const struct {
     const char *name;

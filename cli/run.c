@@ -73,18 +73,20 @@ static void run_help(FILE *out)
     fputs(cli_disk_help, out);
     fputs(cli_net_help, out);
     fputs(cli_console_help, out);
-    fputs("      --engine NAME      kvm (the host's hardware virtualization), soft (any host), or\n"
-          "                         auto: kvm where it is there and fast, else soft, saying why (default)\n"
-          "      --no-reboot        end instead of resetting\n"
-          "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
-          "      --stats[=json:FILE]  say at the end what the run cost\n"
-          "      --name NAME        what nacelle ps and nacelle ctl call the machine (default vm-PID)\n"
-          "      --control PATH|none  where its control socket is, or that it has none (default: by the name)\n"
-          "  -h, --help             this help\n"
-          "\n"
-          "On a terminal, Ctrl-A x ends the machine and Ctrl-A h lists the other keys.\n"
-          "Exit status: 0 powered off, 2 wrong use, 4 triple fault with --no-reboot, 5 engine failure.\n",
-          out);
+    fputs(
+        "      --engine NAME      kvm (the host's hardware virtualization), soft (any host), or\n"
+        "                         auto: kvm where it is there and fast, else soft, saying why (default)\n"
+        "      --no-reboot        end instead of resetting\n"
+        "      --debug-exit PORT  a guest write of V to PORT ends with status (V << 1) | 1\n"
+        "      --stats[=json:FILE]  say at the end what the run cost\n"
+        "      --name NAME        what nacelle ps and nacelle ctl call the machine (default vm-PID)\n"
+        "      --control PATH|none  where its control socket is, or that it has none (default: by the name)\n"
+        "  -h, --help             this help\n"
+        "\n"
+        "On a terminal, Ctrl-A x ends the machine and Ctrl-A h lists the other keys.\n"
+        "Exit status: 0 powered off, 1 the host failed, 2 wrong use, 4 triple fault with --no-reboot, 5 engine failure,\n"
+        "(V << 1) | 1 by --debug-exit, 128 + N by signal N.\n",
+        out);
 }
 
 static int set_stats(struct run_options *o, const char *arg, struct nerr *e)
