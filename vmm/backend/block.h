@@ -78,7 +78,8 @@ struct block_stats {
 };
 
 /* One request. Owned by the caller, untouched by it between submit and done(). Offsets and lengths in bytes, multiples of
- * BLOCK_SECTOR, checked here against the size (-EIO... see block.c). The iovec points into guest memory that stays mapped. */
+ * BLOCK_SECTOR, checked here: -EINVAL (no such multiple, or iov does not sum up), -EIO (behind the end), -EROFS, -ENOTSUP (no such operation). The
+ * iovec points into guest memory that stays mapped. */
 struct block_request {
     enum block_op op;
     uint64_t offset, length; /* length: sum of iov for READ/WRITE; 0 for FLUSH */

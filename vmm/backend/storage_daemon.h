@@ -1,4 +1,5 @@
-/* A qemu-storage-daemon process that serves one image as a vhost-user-blk device, to us alone. It ends when we do. */
+/* A qemu-storage-daemon process that serves one image as a vhost-user-blk device, to us alone. It ends when we do.
+ * One thread at a time; starting and stopping wait for it. */
 #ifndef NACELLE_VMM_STORAGE_DAEMON_H
 #define NACELLE_VMM_STORAGE_DAEMON_H
 

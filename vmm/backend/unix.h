@@ -1,4 +1,4 @@
-/* Local sockets by path name. */
+/* Local sockets by path name. Any thread. */
 #ifndef NACELLE_VMM_UNIX_H
 #define NACELLE_VMM_UNIX_H
 

@@ -8,22 +8,6 @@
 
 #include "vmm/boot/boot_internal.h"
 
-const char *boot_format_name(enum boot_format f)
-{
-    switch (f) {
-    case BOOT_BZIMAGE: return "Linux bzImage";
-    case BOOT_PVH: return "PVH ELF";
-    case BOOT_MULTIBOOT: return "multiboot";
-    case BOOT_VMLINUX: return "Linux ELF";
-    }
-    return "unknown";
-}
-
-enum boot_format boot_format(const struct boot_image *b)
-{
-    return b->format;
-}
-
 static int no_kernel(const struct boot_image *b, const char *why, struct nerr *e)
 {
     return nerr_set(e, -ENOEXEC, "kernel %s: %s; give a bzImage, a PVH or Linux ELF file, or a multiboot kernel",

@@ -36,16 +36,12 @@ void boot_memory_map_init(struct boot_memory_map *map, const struct guest_memory
 /* Gives [addr, addr+size) the type `type`, cutting what was there. -EINVAL on overflow, -ENOSPC when the table is full. */
 int boot_memory_map_set(struct boot_memory_map *map, uint64_t addr, uint64_t size, uint32_t type, struct nerr *e);
 
-enum boot_format { BOOT_BZIMAGE, BOOT_PVH, BOOT_MULTIBOOT, BOOT_VMLINUX };
-
 struct boot_image;
 
 /* Opens kernel and initrd (may be NULL), finds out the format and checks what can be checked without memory. `append`
  * may be NULL; it is copied. On multiboot `initrd` is a list "file args,file2 args". */
 int boot_open(const char *kernel, const char *initrd, const char *append, struct boot_image **out, struct nerr *e);
 void boot_close(struct boot_image *b); /* NULL is fine */
-enum boot_format boot_format(const struct boot_image *b);
-const char *boot_format_name(enum boot_format f);
 
 /* Loads everything into `memory`, whose contents may be anything, and fills the state of the boot vCPU. `rsdp` is the
  * address of the ACPI root pointer, 0 for none. May be called again after a reset. */

@@ -29,6 +29,8 @@ struct boot_module {
 #define BOOT_MAX_MODULES 32
 #define BOOT_HEAD_SIZE 8192 /* the multiboot header lies in the first 8 KiB; every other header before that */
 
+enum boot_format { BOOT_BZIMAGE, BOOT_PVH, BOOT_MULTIBOOT, BOOT_VMLINUX };
+
 struct boot_image {
     enum boot_format format;
     struct boot_file kernel;

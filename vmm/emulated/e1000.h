@@ -1,5 +1,8 @@
 /* Intel 82540EM Gigabit Ethernet controller (e1000), for guests without virtio drivers. Section numbers in the sources are those of Intel's
- * "PCI/PCI-X Family of Gigabit Ethernet Controllers Software Developer's Manual". */
+ * "PCI/PCI-X Family of Gigabit Ethernet Controllers Software Developer's Manual".
+ *
+ * Threads: created and destroyed while neither vCPUs nor the loop run; registers are accessed on vCPU threads, frames for the guest come on the
+ * loop's thread, or on the one that has just sent (net.h). */
 #ifndef NACELLE_VMM_E1000_H
 #define NACELLE_VMM_E1000_H
 
@@ -17,8 +20,9 @@ struct e1000_options {
 
 int e1000_create(struct pci_bus *b, int slot, const struct e1000_options *o, struct event_loop *loop,
                  struct e1000 **out, struct nerr *e);
-/* vCPUs and the loop must not run. NULL is fine. */
+/* NULL is fine. */
 void e1000_destroy(struct e1000 *d);
+/* For link state, limits and statistics; the card's own, which it closes. */
 struct net *e1000_backend(struct e1000 *d);
 
 #endif

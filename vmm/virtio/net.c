@@ -506,15 +506,6 @@ static void on_link(void *ctx, bool up)
     publish(v);
 }
 
-void virtio_net_announce(struct virtio_net *v)
-{
-    if (!has(v, VIRTIO_NET_F_GUEST_ANNOUNCE)) return;
-    pthread_mutex_lock(&v->lock);
-    v->status |= VIRTIO_NET_S_ANNOUNCE;
-    pthread_mutex_unlock(&v->lock);
-    publish(v);
-}
-
 static int create_device(struct virtio_net *v, struct pci_bus *b, int slot, const struct virtio_net_options *cfg,
                          struct event_loop *loop, struct nerr *e)
 {

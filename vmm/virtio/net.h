@@ -1,5 +1,8 @@
 /* virtio network device (1.2, 5.1): mergeable receive buffers, checksum and TCP segmentation offloads both ways, control queue, several
- * queue pairs. */
+ * queue pairs.
+ *
+ * Threads: created and destroyed while neither vCPUs nor the loop run; registers are accessed on vCPU threads, frames for the guest come on the
+ * loop's thread, or on the one that has just sent (net.h). */
 #ifndef NACELLE_VMM_VIRTIO_NET_H
 #define NACELLE_VMM_VIRTIO_NET_H
 
@@ -20,11 +23,9 @@ struct virtio_net_options {
 
 int virtio_net_create(struct pci_bus *b, int slot, const struct virtio_net_options *cfg, struct event_loop *loop,
                       struct virtio_net **out, struct nerr *e);
-/* vCPUs and the loop must not run. NULL is fine. */
+/* NULL is fine. */
 void virtio_net_destroy(struct virtio_net *v);
-/* For link state, limits and statistics. */
+/* For link state, limits and statistics; the device's own, which it closes. */
 struct net *virtio_net_backend(struct virtio_net *v);
-/* Asks the driver to tell the network where it is (after the network has changed behind it). */
-void virtio_net_announce(struct virtio_net *v);
 
 #endif
