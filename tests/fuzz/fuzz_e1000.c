@@ -1,6 +1,7 @@
 /* The e1000, by a hostile driver, which writes anything anywhere, and by an honest one, whose frames must come out as they went in, with
  * every offload. Number of cases in make test: 3000. */
 #include "net_backend.h"
+#include "tests/unit/e1000_regs.h"
 #include "vmm/emulated/e1000.h"
 
 const char *const fuzz_name = "fuzz_e1000";
@@ -8,20 +9,6 @@ const char *const fuzz_name = "fuzz_e1000";
 FUZZ_SEED(e1000_seed, "e1000.seed");
 
 #define SLOT 1
-enum {
-    CTRL = 0,
-    RCTL = 0x100,
-    TCTL = 0x400,
-    RDBAL = 0x2800,
-    RDLEN = 0x2808,
-    RDH = 0x2810,
-    RDT = 0x2818,
-    TDBAL = 0x3800,
-    TDLEN = 0x3808,
-    TDH = 0x3810,
-    TDT = 0x3818,
-    TIDLE = 0x1fffc
-};
 #define RING 64u
 #define TX_RING 0x10000u
 #define RX_RING 0x20000u

@@ -12,17 +12,20 @@ static volatile u64 shared, backwards;
 static volatile bool stop;
 
 /* Two CPUs pass the highest value seen back and forth: a synchronised TSC never shows less (a few cycles of grace for none). */
+static void look(void)
+{
+    u64 before = shared;
+    mfence();
+    u64 now = rdtsc();
+    if (now < before) backwards++;
+    u64 old = before;
+    if (now > old) __atomic_compare_exchange_n(&shared, &old, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
 static void race(void *arg)
 {
     (void)arg;
-    while (!stop) {
-        u64 before = shared;
-        mfence();
-        u64 now = rdtsc();
-        if (now < before) backwards++;
-        u64 old = before;
-        if (now > old) __atomic_compare_exchange_n(&shared, &old, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    }
+    while (!stop) look();
 }
 
 int main(void)
@@ -79,14 +82,7 @@ int main(void)
 
     smp_start();
     smp_run(1, race, NULL);
-    for (unsigned i = 0; i < 30000; i++) {
-        u64 before = shared;
-        mfence();
-        u64 now = rdtsc();
-        if (now < before) backwards++;
-        u64 old = before;
-        if (now > old) __atomic_compare_exchange_n(&shared, &old, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    }
+    for (unsigned i = 0; i < 30000; i++) look();
     stop = true;
     smp_wait(1);
     CHECK_EQ(backwards, 0);

@@ -18,6 +18,7 @@
 #include "cli/cli.h"
 #include "cli/console.h"
 #include "common/clock.h"
+#include "tests/unit/terminal_mode.h"
 
 static struct nerr err;
 
@@ -170,16 +171,6 @@ static void test_output(void **state)
     assert_int_equal(console_output(c, data, 1000), 1000); /* swallowed: nobody listens any more */
     console_close(c);
     close(p[1]);
-}
-
-/* Field by field: the structure has padding. */
-static void same_mode(const struct termios *a, const struct termios *b)
-{
-    assert_int_equal(a->c_iflag, b->c_iflag);
-    assert_int_equal(a->c_oflag, b->c_oflag);
-    assert_int_equal(a->c_cflag, b->c_cflag);
-    assert_int_equal(a->c_lflag, b->c_lflag);
-    assert_memory_equal(a->c_cc, b->c_cc, sizeof(a->c_cc));
 }
 
 static void test_terminal_untouched(void **state)

@@ -21,6 +21,7 @@
 
 #include "cli/console.h"
 #include "common/clock.h"
+#include "tests/unit/terminal_mode.h"
 #include "tests/unit/tiny_kernel.h"
 #include "vmm/engine/fake/fake.h"
 #include "vmm/machine/machine.h"
@@ -154,16 +155,6 @@ static int finish(struct run *r)
     }
     assert_true(WIFEXITED(status));
     return WEXITSTATUS(status);
-}
-
-/* Field by field: the structure has padding. */
-static void same_mode(const struct termios *a, const struct termios *b)
-{
-    assert_int_equal(a->c_iflag, b->c_iflag);
-    assert_int_equal(a->c_oflag, b->c_oflag);
-    assert_int_equal(a->c_cflag, b->c_cflag);
-    assert_int_equal(a->c_lflag, b->c_lflag);
-    assert_memory_equal(a->c_cc, b->c_cc, sizeof(a->c_cc));
 }
 
 static void check_restored(struct run *r)

@@ -192,17 +192,25 @@ struct pieces {
     unsigned last_flags, first_flags;
 };
 
+/* The pieces of a frame together; returns its length. */
+static size_t take_whole(const struct iovec *iov, unsigned iovs, uint8_t *frame, size_t room, struct offload_frame *o)
+{
+    size_t n = 0;
+    for (unsigned i = 0; i < iovs; i++) {
+        assert_true(iov[i].iov_len <= room - n);
+        memcpy(frame + n, iov[i].iov_base, iov[i].iov_len);
+        n += iov[i].iov_len;
+    }
+    assert_true(offload_parse(frame, n, o));
+    return n;
+}
+
 static bool take_segment(void *ctx, const struct iovec *iov, unsigned iovs)
 {
     struct pieces *p = ctx;
     uint8_t frame[70000];
-    size_t n = 0;
-    for (unsigned i = 0; i < iovs; i++) {
-        memcpy(frame + n, iov[i].iov_base, iov[i].iov_len);
-        n += iov[i].iov_len;
-    }
     struct offload_frame o;
-    assert_true(offload_parse(frame, n, &o));
+    size_t n = take_whole(iov, iovs, frame, sizeof frame, &o);
     assert_int_equal(o.end, n);
     if (o.version == 4) assert_int_equal(frame_ip4_check(frame + o.l3), 0xffff);
     assert_int_equal(frame_l4_check(frame + o.l3, FRAME_TCP), 0xffff);
@@ -264,13 +272,8 @@ static bool take_fragment(void *ctx, const struct iovec *iov, unsigned iovs)
 {
     struct pieces *p = ctx;
     uint8_t frame[70000];
-    size_t n = 0;
-    for (unsigned i = 0; i < iovs; i++) {
-        memcpy(frame + n, iov[i].iov_base, iov[i].iov_len);
-        n += iov[i].iov_len;
-    }
     struct offload_frame o;
-    assert_true(offload_parse(frame, n, &o));
+    size_t n = take_whole(iov, iovs, frame, sizeof frame, &o);
     assert_true(o.fragment);
     assert_true(n - o.l3 <= 1500);
     unsigned at, more;

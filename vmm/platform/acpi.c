@@ -149,6 +149,16 @@ static size_t isa_device(struct aml *a, const char *name, const char *id)
     return d;
 }
 
+/* _CRS of a device with one range of ports and one interrupt. */
+static void ports_and_irq(struct aml *a, uint16_t port, uint8_t ports, uint8_t irq)
+{
+    aml_name(a, "_CRS");
+    size_t r = aml_resources_begin(a);
+    aml_io(a, port, ports);
+    aml_irq(a, irq);
+    aml_resources_end(a, r);
+}
+
 static void com1(struct aml *a)
 {
     size_t d = isa_device(a, "COM1", "PNP0501");
@@ -156,33 +166,21 @@ static void com1(struct aml *a)
     aml_integer(a, 1);
     aml_name(a, "_STA");
     aml_integer(a, 0x0f);
-    aml_name(a, "_CRS");
-    size_t r = aml_resources_begin(a);
-    aml_io(a, PLATFORM_COM1_PORT, 8);
-    aml_irq(a, PLATFORM_COM1_GSI);
-    aml_resources_end(a, r);
+    ports_and_irq(a, PLATFORM_COM1_PORT, 8, PLATFORM_COM1_GSI);
     aml_end(a, d);
 }
 
 static void rtc(struct aml *a)
 {
     size_t d = isa_device(a, "RTC_", "PNP0B00");
-    aml_name(a, "_CRS");
-    size_t r = aml_resources_begin(a);
-    aml_io(a, 0x70, 2);
-    aml_irq(a, PLATFORM_RTC_GSI);
-    aml_resources_end(a, r);
+    ports_and_irq(a, 0x70, 2, PLATFORM_RTC_GSI);
     aml_end(a, d);
 }
 
 static void pit(struct aml *a)
 {
     size_t d = isa_device(a, "TIMR", "PNP0100");
-    aml_name(a, "_CRS");
-    size_t r = aml_resources_begin(a);
-    aml_io(a, 0x40, 4);
-    aml_irq(a, 0);
-    aml_resources_end(a, r);
+    ports_and_irq(a, 0x40, 4, 0);
     aml_end(a, d);
 }
 
