@@ -207,7 +207,7 @@ def plug_slowly():
     error = json.loads(out)["error"]
     check("disk-add-slow-fails", adding.returncode == 1 and "nbd+unix" in error["message"] and "blockdev" not in error["message"], error["message"])
     other = ctl("disk-add", "path=" + WORK + "/other", "id=slow")
-    check("disk-add-slow-again", guest.until("cat /sys/block/vdb/size", "2048") == "2048" and other["id"] == "slow")
+    check("disk-add-slow-again", guest.until("echo $(cat /sys/block/vdb/size)", "2048") == "2048" and other["id"] == "slow")
     ctl("disk-remove", "slow")
 
 
