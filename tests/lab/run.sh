@@ -4,7 +4,7 @@
 # A script's lines near its start say what it needs: "# lab: OPTIONS" (of lab/run) and "# limit: SECONDS" (120). Scripts with the same
 # options share one box, one after the other. A script passes by exit status 0 and is skipped by 77, or
 # prints its own lines "PASS name", "FAIL name", "SKIP name". "# prepare: COMMAND" is run on this host
-# first. NACELLE_LAB_TESTS="NAME…" takes only these.
+# first; "# long" is for make test-long only. NACELLE_LAB_TESTS="NAME…" takes only these.
 cd "$(dirname "$0")/../.." || exit 1
 build=${NACELLE_BUILD:-build}
 only=" ${NACELLE_LAB_TESTS:-} "
@@ -20,6 +20,7 @@ declare -A boxes limits
 for script in tests/lab/box/*.sh; do
     name=$(basename "$script" .sh)
     wanted "$name" || continue
+    [ -n "${NACELLE_LONG:-}" ] || ! grep -qx '# long' "$script" || continue
     options=" $(sed -n '1,12s/^# lab: *//p' "$script" | head -1)"
     limit=$(sed -n '1,12s/^# limit: *//p' "$script" | head -1)
     limit=$((${limit:-120} * slower))
