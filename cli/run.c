@@ -237,12 +237,31 @@ static void on_machine_event(void *ctx, enum machine_event event)
 {
     static const char *const name[] = {
         [MACHINE_EVENT_PAUSED] = "paused", [MACHINE_EVENT_RESUMED] = "resumed", [MACHINE_EVENT_RESET] = "reset"};
-    control_tell(ctx, name[event], NULL, NULL);
+    control_tell(ctx, name[event], NULL);
 }
 
 static void on_disk_gone(void *ctx, const char *id)
 {
-    control_tell(ctx, "disk-removed", "id", cJSON_CreateString(id));
+    cJSON *data = cJSON_CreateObject();
+    cJSON_AddStringToObject(data, "id", id);
+    control_tell(ctx, "disk-removed", data);
+}
+
+static void on_disk_error(void *ctx, const char *id, const struct block_error *error)
+{
+    cJSON *data = cJSON_CreateObject();
+    cJSON_AddStringToObject(data, "id", id);
+    cJSON_AddStringToObject(data, "operation", block_op_name(error->op));
+    cJSON_AddStringToObject(data, "reason", strerror(-error->error));
+    cJSON_AddNumberToObject(data, "errors", (double)error->count);
+    control_tell(ctx, "disk-error", data);
+}
+
+static void tell_end(struct control *control, int status)
+{
+    cJSON *data = cJSON_CreateObject();
+    cJSON_AddNumberToObject(data, "status", status);
+    control_tell(control, "ended", data);
 }
 
 /* Runs the machine with its control socket, if it has one. */
@@ -261,12 +280,12 @@ static int run_controlled(struct machine *m, const struct control_place *place, 
         if (r) return r;
         target.server = control;
         machine_listen(m, on_machine_event, control);
-        machine_disk_observe(m, on_disk_gone, control);
+        machine_disk_observe(m, on_disk_gone, on_disk_error, control);
     }
     *status = machine_run(m);
     machine_listen(m, NULL, NULL);
-    machine_disk_observe(m, NULL, NULL);
-    if (control) control_tell(control, "ended", "status", cJSON_CreateNumber(*status));
+    machine_disk_observe(m, NULL, NULL, NULL);
+    if (control) tell_end(control, *status);
     control_stop(control);
     return 0;
 }

@@ -56,7 +56,7 @@ static int execute(void *ctx, const struct control_request *q, cJSON *reply, str
             fuzz_check(*v->text && strlen(v->text) <= CONTROL_NAME_MAX && !strchr(v->text, '/'));
         if (a->type == CONTROL_STRING) fuzz_check(*v->text && strlen(v->text) <= a->max);
     }
-    if (fuzz_one_in(8)) control_tell(server, "paused", NULL, NULL);
+    if (fuzz_one_in(8)) control_tell(server, "paused", NULL);
     if (fuzz_one_in(8)) {
         fuzz_check(!ticket); /* the next request waits for it */
         ticket = q->ticket;

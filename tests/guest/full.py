@@ -1,7 +1,8 @@
 """full.py KERNEL INITRD MOUNTPOINT: the host's end of tests/guest/scripts/full.sh. MOUNTPOINT is an empty file system of a few MiB."""
 import hashlib
+import json
 import os
-import subprocess
+import socket
 import sys
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -39,6 +40,39 @@ def fill(path):
     return path
 
 
+class Control:
+    """A connection to the control socket that listens to events."""
+
+    def __init__(self, path):
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(60)
+        s.connect(path)
+        self.file = s.makefile("rw")
+        self.file.readline()
+        self.events = []
+        self.ask("events", on=True)
+
+    def ask(self, command, **arguments):
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.file.flush()
+        while "event" in (line := json.loads(self.file.readline())):
+            self.events.append(line)
+        return line["return"]
+
+
+def check_told(label, control, log):
+    """Whoever listens has heard of each disk's errors, but not of each error; status has the last of them, and the log one line a disk."""
+    disks = control.ask("status")["disks"]
+    for disk, operation, reason in zip(disks, ("write", "write", "read"), ("No space left on device", "No space left on device", "Input/output error")):
+        mine = [e for e in control.events if e["event"] == "disk-error" and e["id"] == disk["id"]]
+        good = mine and all(e["operation"] == operation and e["reason"] == reason for e in mine) and 1 <= mine[0]["errors"]
+        apart = all(b["time"] - a["time"] > 0.9 and b["errors"] > a["errors"] for a, b in zip(mine, mine[1:]))
+        check(label + "told-" + disk["id"], good and apart and disk["errors"] >= mine[-1]["errors"] and
+              disk["last_error"].startswith(operation + " of ") and disk["last_error"].endswith(reason), "%s %s" % (mine, disk))
+    lines = [line for line in log.splitlines() if "the guest gets an I/O error" in line]
+    check(label + "told-log", len(lines) == 3 and all("disk disk%d: " % i in lines[i] for i in range(3)), log)
+
+
 def main():
     kernel, initrd, where = sys.argv[1:]
     label = os.environ.get("FULL_LABEL", "")
@@ -48,10 +82,14 @@ def main():
     filler = fill(where + "/filler")
     head = hashlib.md5(data).hexdigest()
     tail = hashlib.md5(data[:65536] + bytes(3 * 65536)).hexdigest()
-    guest = vm.Guest(vm.command(kernel, initrd, 1, "384M", "") + [
-        "-d", disks[0], "-d", disks[1] + ",if=ahci", "-d", elsewhere])
+    socket_path, log = os.environ["FULL_WORK"] + "/control", os.environ["FULL_WORK"] + "/log"
+    with open(log, "wb") as errors:
+        guest = vm.Guest(vm.command(kernel, initrd, 1, "384M", "") + [
+            "-d", disks[0], "-d", disks[1] + ",if=ahci", "-d", elsewhere, "--control", socket_path], errors=errors)
+    control = None
     for disk in ("vda", "sda"):
         match, _ = guest.expect(r"^%s before (\w+) (\w+)$" % disk, 200)
+        control = control or Control(socket_path)
         good = match.groups() == (head, tail)
         match, _ = guest.expect(r"^%s full: (.*)$" % disk, 100)
         check(label + disk + "-error", "Input/output error" in match[1], "the guest saw '%s'" % match[1])
@@ -66,6 +104,8 @@ def main():
     os.truncate(elsewhere, 8 * 65536)
     guest.expect(r"^vdb: Input/output error$", 120)
     guest.expect(r"^vdb: its start can be read$", 60)
+    with open(log, encoding="utf-8") as f:
+        check_told(label, control, f.read())
     guest.expect(r"^@mend$", 60)
     os.truncate(elsewhere, 8 * MIB)
     guest.expect(r"^vdb: all of it can be read$", 120)

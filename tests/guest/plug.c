@@ -188,7 +188,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "plug: %s\n", e.text);
         return 2;
     }
-    machine_disk_observe(p.machine, gone, &p);
+    machine_disk_observe(p.machine, gone, NULL, &p);
     int status = machine_run(p.machine);
     machine_destroy(p.machine);
     return status;

@@ -25,7 +25,8 @@ def command(kernel, initrd, cpus, memory, append):
 
 
 class Guest:
-    def __init__(self, argv, terminal=False):
+    def __init__(self, argv, terminal=False, errors=subprocess.STDOUT):
+        """errors: a file for what the VMM itself says; else it comes between the guest's output."""
         self.text = ""
         self.position = 0  # what expect() has not looked at yet
         self.terminal = terminal
@@ -35,7 +36,7 @@ class Guest:
             self.process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         else:
             read_end, write_end = os.pipe()
-            self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=write_end, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=write_end, stderr=errors)
             os.close(write_end)
             self.master = read_end
 

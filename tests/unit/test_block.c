@@ -470,8 +470,19 @@ static int always(void *ctx, const struct block_request *r, const struct block_s
     return r->op == BLOCK_FLUSH ? -EIO : *error;
 }
 
+static atomic_uint times, firsts;
+
+static void told(void *ctx, const struct block_error *last, bool first)
+{
+    assert_ptr_equal(ctx, &times);
+    assert_true(last->count && last->error < 0);
+    times++;
+    firsts += first;
+}
+
 static void test_host_errors(void **state)
 {
+    struct block_error last;
     (void)state;
     for (unsigned a = 0; a < 2; a++) {
         struct disk_rig d;
@@ -483,7 +494,16 @@ static void test_host_errors(void **state)
         cfg.aio = aios[a];
         disk_rig_open(&d, cfg);
         block_set_fault(d.b, always, &error);
-        assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, data, 4096), -ENOSPC);
+        block_observe_errors(d.b, told, &times);
+        times = firsts = 0;
+        assert_int_equal(disk_do(&d, BLOCK_WRITE, MIB, data, 4096),
+                         -EIO); /* the driver's own mistake is none of the host's */
+        block_get_error(d.b, &last);
+        assert_int_equal(last.count, 0);
+        assert_int_equal(disk_do(&d, BLOCK_WRITE, 8192, data, 4096), -ENOSPC);
+        block_get_error(d.b, &last);
+        assert_true(last.count == 1 && last.op == BLOCK_WRITE && last.offset == 8192 && last.length == 4096 &&
+                    last.error == -ENOSPC);
         assert_int_equal(disk_do(&d, BLOCK_WRITE_ZEROES, 0, NULL, 4096), -ENOSPC);
         assert_int_equal(disk_do(&d, BLOCK_FLUSH, 0, NULL, 0), -EIO);
         error = -EAGAIN; /* for ever: an error in the end, not an endless loop */
@@ -497,6 +517,18 @@ static void test_host_errors(void **state)
         assert_int_equal(disk_do(&d, BLOCK_WRITE_ZEROES, 0, NULL, 4096), 0); /* now by writing them */
         assert_int_equal(disk_do(&d, BLOCK_READ, 0, data, 4096), 0);
         for (unsigned i = 0; i < 4096; i++) assert_int_equal(data[i], 0);
+        /* Many at once are told of once, and then once more, a second later. */
+        unsigned before = times;
+        uint64_t start = clock_mono_ns();
+        assert_int_equal(firsts, 1);
+        error = -ENOSPC;
+        block_set_fault(d.b, always, &error);
+        for (unsigned i = 0; i < 500; i++) assert_int_equal(disk_do(&d, BLOCK_WRITE, 0, data, 4096), -ENOSPC);
+        while (times < before + 1 && clock_mono_ns() < start + 60000000000ull) usleep(1000);
+        assert_in_range(times, before + 1, before + 2 + (clock_mono_ns() - start) / 1000000000);
+        assert_int_equal(firsts, 1);
+        block_get_error(d.b, &last);
+        assert_true(last.count > 500);
         disk_rig_destroy(&d);
     }
 }

@@ -274,7 +274,7 @@ static int execute(void *ctx, const struct control_request *q, cJSON *reply, str
     (void)ctx;
     box.executed++;
     snprintf(box.last, sizeof(box.last), "%s", q->command->name);
-    if (box.tell) control_tell(box.control, "paused", NULL, NULL);
+    if (box.tell) control_tell(box.control, "paused", NULL);
     if (box.later && strcmp(q->command->name, "disk-add") == 0) {
         box.ticket[box.tickets++ % 4] = q->ticket;
         return CONTROL_LATER;
@@ -547,7 +547,7 @@ static void test_deaf(void **state)
     box.reply_bytes = 0;
     puts_to(deaf, "{\"execute\":\"events\",\"arguments\":{\"on\":true}}\n");
     for (unsigned i = 0; i < 40000 && control_clients(box.control) == 2; i++) {
-        control_tell(box.control, "paused", NULL, NULL);
+        control_tell(box.control, "paused", NULL);
         if (i % 100 == 0) turn();
     }
     turn();
@@ -578,13 +578,16 @@ static void test_events(void **state)
     assert_true(take(b));
     assert_null(strstr(b->text, "event"));
     box.tell = false;
-    control_tell(box.control, "ended", "status", cJSON_CreateNumber(7));
+    cJSON *data = cJSON_CreateObject();
+    cJSON_AddNumberToObject(data, "status", 7);
+    cJSON_AddStringToObject(data, "more", "of it");
+    control_tell(box.control, "ended", data);
     turn();
     assert_true(take(a));
-    assert_non_null(strstr(a->text, "\"status\":7}"));
+    assert_non_null(strstr(a->text, "\"status\":7,\"more\":\"of it\"}\n"));
     puts_to(a, "{\"execute\":\"events\",\"arguments\":{\"on\":false}}\n");
     assert_true(take(a));
-    control_tell(box.control, "paused", NULL, NULL);
+    control_tell(box.control, "paused", NULL);
     turn();
     assert_true(take(a));
     assert_int_equal(a->bytes, 0);
@@ -627,7 +630,7 @@ static void test_later(void **state)
     assert_int_equal(a->bytes, 0);
     /* An error; and events come meanwhile to who listens. */
     puts_to(a, "{\"execute\":\"events\",\"arguments\":{\"on\":true}}\n" LATE);
-    control_tell(box.control, "paused", NULL, NULL);
+    control_tell(box.control, "paused", NULL);
     turn();
     assert_true(take(a));
     assert_int_equal(lines(a), 2);

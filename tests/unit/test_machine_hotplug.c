@@ -160,7 +160,7 @@ static void create(const struct machine_disk *disks, unsigned n)
     cpu.step[2] = fake_do(again, NULL);
     fake_script(0, cpu.step, 3);
     if (machine_create(&c, &run.m, &err)) fail_msg("%s", err.text);
-    machine_disk_observe(run.m, gone, NULL);
+    machine_disk_observe(run.m, gone, NULL, NULL);
 }
 
 static void *run_machine(void *arg)

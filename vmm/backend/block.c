@@ -13,6 +13,8 @@
 #include "common/log.h"
 #include "vmm/backend/block_internal.h"
 
+#define ERROR_PAUSE_NS 1000000000ull /* between two times that somebody is told of errors */
+
 void block_queue_push(struct block_queue *q, struct block_request *r)
 {
     block_private(r)->next = NULL;
@@ -39,11 +41,56 @@ void block_wake(struct block *b)
     (void)n; /* it fails only when the counter is full, and then the loop will look */
 }
 
+const char *block_op_name(enum block_op op)
+{
+    static const char *const name[BLOCK_OPS] = {"read", "write", "flush", "discard", "write-zeroes"};
+    return op < BLOCK_OPS ? name[op] : "request";
+}
+
+/* With the lock. A disk without room fails thousands of requests in a second: who listens hears of it once. */
+static void note_error(struct block *b, const struct block_request *r, int result)
+{
+    b->error = (struct block_error){
+        .op = r->op, .offset = r->offset, .length = r->length, .error = result, .count = b->error.count + 1};
+    if (!b->on_error || b->error_waits) return;
+    b->error_waits = true;
+    event_timer_arm(&b->error_timer, b->error_told ? b->error_told + ERROR_PAUSE_NS : 0, 0);
+}
+
+static void tell_error(void *ctx)
+{
+    struct block *b = ctx;
+    pthread_mutex_lock(&b->lock);
+    struct block_error last = b->error;
+    bool first = !b->error_told;
+    b->error_told = clock_mono_ns();
+    b->error_waits = false;
+    pthread_mutex_unlock(&b->lock);
+    b->on_error(b->on_error_ctx, &last, first);
+}
+
+void block_observe_errors(struct block *b, void (*fn)(void *ctx, const struct block_error *last, bool first), void *ctx)
+{
+    pthread_mutex_lock(&b->lock);
+    b->on_error = fn;
+    b->on_error_ctx = ctx;
+    pthread_mutex_unlock(&b->lock);
+}
+
+void block_get_error(const struct block *b, struct block_error *last)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&b->lock;
+    pthread_mutex_lock(lock);
+    *last = b->error;
+    pthread_mutex_unlock(lock);
+}
+
 void block_finished(struct block *b, struct block_request *r, int result)
 {
     block_private(r)->result = result;
     if (result) {
         b->stats.errors++;
+        if (!block_private(r)->refused) note_error(b, r, result);
     } else {
         b->stats.ops[r->op]++;
         b->stats.bytes[r->op] += r->length;
@@ -272,6 +319,7 @@ void block_submit(struct block *b, struct block_request *r)
     b->pending++;
     pthread_mutex_unlock(&b->lock);
     if (err || (!r->length && r->op != BLOCK_FLUSH)) {
+        block_private(r)->refused = true;
         block_finish_inline(b, r, err);
         return;
     }
@@ -395,6 +443,7 @@ static int create(struct block *b, const struct block_config *cfg, struct event_
     b->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (b->wake_fd < 0) return nerr_set(e, -errno, "disk %s: eventfd: %s", b->path, strerror(errno));
     event_timer_init(&b->timer, loop, on_timer, b);
+    event_timer_init(&b->error_timer, loop, tell_error, b);
     b->timer_made = true;
     return 0;
 }
@@ -442,6 +491,7 @@ void block_close(struct block *b)
     if (b->driver) block_drain(b);
     if (b->watched) event_fd_remove(b->loop, b->wake_fd);
     if (b->timer_made) event_timer_destroy(&b->timer);
+    if (b->timer_made) event_timer_destroy(&b->error_timer);
     if (b->driver) b->driver->close(b);
     if (b->wake_fd >= 0) close(b->wake_fd);
     pthread_cond_destroy(&b->changed);

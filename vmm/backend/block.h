@@ -74,7 +74,16 @@ struct block_info {
 };
 
 struct block_stats {
-    uint64_t ops[BLOCK_OPS], bytes[BLOCK_OPS], errors, throttled_ns, bounced_bytes; /* copies for alignment */
+    uint64_t ops[BLOCK_OPS], bytes[BLOCK_OPS], errors /* refused ones among them */, throttled_ns,
+        bounced_bytes; /* copies for alignment */
+};
+
+/* The host failed a request; what the driver asked for wrongly is not among these. */
+struct block_error {
+    enum block_op op;
+    uint64_t offset, length; /* bytes */
+    int error;               /* negative errno */
+    uint64_t count;          /* of all of them up to this one; 0: there was none */
 };
 
 /* One request. Owned by the caller, untouched by it between submit and done(). Offsets and lengths in bytes, multiples of
@@ -125,6 +134,12 @@ int block_resize(struct block *b, uint64_t size, struct nerr *e);
 int block_set_limits(struct block *b, const struct block_limits *l, struct nerr *e);
 void block_get_limits(const struct block *b, struct block_limits *l);
 void block_get_stats(const struct block *b, struct block_stats *s);
+const char *block_op_name(enum block_op op); /* "read", "write", "flush", "discard", "write-zeroes" */
+void block_get_error(const struct block *b, struct block_error *last);
+/* Called on the loop's thread when requests have failed, with the last of them: at most once a second, `first` the first time. One observer, before the
+ * first request. */
+void block_observe_errors(struct block *b, void (*fn)(void *ctx, const struct block_error *last, bool first),
+                          void *ctx);
 /* Counts copies of data there. Before the first request; `s` outlives the requests. */
 void block_count_into(struct block *b, struct device_stats *s);
 

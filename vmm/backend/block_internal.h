@@ -35,6 +35,7 @@ struct block_private {
     int32_t result;
     uint8_t stage;   /* enum block_stage */
     uint8_t retries; /* after EAGAIN and EINTR */
+    bool refused;    /* it made no sense: the host has not seen it */
 };
 _Static_assert(sizeof(struct block_private) <= sizeof(((struct block_request *)0)->private_), "grow private_");
 
@@ -127,6 +128,13 @@ struct block {
     uint64_t wake_at;              /* when the timer goes off; 0: it is not armed */
     struct event_timer timer;
     bool timer_made;
+
+    struct block_error error; /* the last one */
+    void (*on_error)(void *ctx, const struct block_error *last, bool first);
+    void *on_error_ctx;
+    struct event_timer error_timer;
+    uint64_t error_told; /* when it went off last; 0: never */
+    bool error_waits;    /* it is armed */
 
     struct block_file file;
     struct uring *uring;

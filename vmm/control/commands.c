@@ -71,6 +71,14 @@ static void show_limits(cJSON *reply, const struct limit *l, unsigned n)
 
 /* ---- the machine ---- */
 
+static void show_error(cJSON *disk, const struct block_error *error)
+{
+    struct nerr text;
+    nerr_set(&text, 0, "%s of %llu bytes at %llu: %s", block_op_name(error->op), (unsigned long long)error->length,
+             (unsigned long long)error->offset, strerror(-error->error));
+    cJSON_AddStringToObject(disk, "last_error", text.text);
+}
+
 static void show_disk(cJSON *list, struct machine_disk_info *d)
 {
     struct limit l[6];
@@ -85,6 +93,7 @@ static void show_disk(cJSON *list, struct machine_disk_info *d)
     cJSON_AddNumberToObject(o, "written", (double)d->stats.bytes[BLOCK_WRITE]);
     cJSON_AddNumberToObject(o, "errors", (double)d->stats.errors);
     show_limits(o, l, disk_limits_of(&d->limits, l));
+    if (d->error.count) show_error(o, &d->error);
     cJSON_AddItemToArray(list, o);
 }
 

@@ -384,14 +384,17 @@ static void accept_again(void *ctx)
 
 /* ---- events ---- */
 
-void control_tell(struct control *s, const char *event, const char *key, cJSON *data)
+void control_tell(struct control *s, const char *event, cJSON *data)
 {
     struct timespec now;
+    cJSON *v;
     cJSON *o = cJSON_CreateObject();
     clock_gettime(CLOCK_REALTIME, &now);
     cJSON_AddStringToObject(o, "event", event);
     cJSON_AddNumberToObject(o, "time", (double)now.tv_sec + (double)now.tv_nsec / 1e9);
-    if (data) cJSON_AddItemToObject(o, key, data);
+    while (data && (v = cJSON_DetachItemFromArray(data, 0)))
+        cJSON_AddItemToArray(o, v); /* under the name that it has already */
+    cJSON_Delete(data);
     for (struct client *c = s->clients; c; c = c->next) {
         if (!c->listens || c->closing) continue;
         say(c, o);

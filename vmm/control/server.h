@@ -30,8 +30,8 @@ struct control_config {
 int control_start(const struct control_config *cfg, struct control **out, struct nerr *e);
 /* Lets all clients go, after what is left for them as far as that goes at once. NULL is fine. */
 void control_stop(struct control *c);
-/* For those that listen. `data` is added under its own name and taken over; may be NULL. */
-void control_tell(struct control *c, const char *event, const char *key, struct cJSON *data);
+/* For those that listen. The members of `data`, an object that is taken over, become the event's; may be NULL. */
+void control_tell(struct control *c, const char *event, struct cJSON *data);
 /* The answer to a request that was to be answered later: as `execute` would have returned it. `reply` is taken over. A client that
  * has gone meanwhile gets none. */
 void control_answer(struct control *c, uint64_t ticket, int result, struct cJSON *reply, const struct nerr *e);

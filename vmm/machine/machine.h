@@ -149,8 +149,10 @@ enum machine_disk_state {
     MACHINE_DISK_CLOSING, /* ejected; its last requests end */
 };
 enum machine_disk_state machine_disk_state(const struct machine *m, const char *id);
-/* Who hears, on the loop's thread, that a disk has gone; may be NULL. */
-void machine_disk_observe(struct machine *m, void (*gone)(void *ctx, const char *id), void *ctx);
+/* Who hears, on the loop's thread, that a disk has gone, and that the host has failed some of its requests (at most once a second for a disk);
+ * each may be NULL. */
+void machine_disk_observe(struct machine *m, void (*gone)(void *ctx, const char *id),
+                          void (*failed)(void *ctx, const char *id, const struct block_error *error), void *ctx);
 
 /* What the run cost, after machine_run(): a table, or JSON into a file. */
 void machine_stats_print(struct machine *m, FILE *out);

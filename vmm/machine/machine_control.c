@@ -182,6 +182,7 @@ static void describe_disk(const struct machine_device *d, struct machine_disk_in
     block_info(d->block, &out->block);
     block_get_limits(d->block, &out->limits);
     block_get_stats(d->block, &out->stats);
+    block_get_error(d->block, &out->error);
 }
 
 static void describe_nic(const struct machine *m, const struct machine_device *d, struct machine_nic_info *out)

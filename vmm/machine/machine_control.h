@@ -36,6 +36,7 @@ struct machine_disk_info {
     struct block_info block;
     struct block_limits limits;
     struct block_stats stats;
+    struct block_error error; /* the last one */
 };
 struct machine_nic_info {
     const char *id, *model; /* "virtio" or "e1000" */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/log.h"
 #include "vmm/emulated/ahci.h"
 #include "vmm/machine/machine_internal.h"
 #include "vmm/virtio/devices.h"
@@ -84,6 +85,23 @@ int machine_virtio_disk_create(struct machine *m, const struct machine_disk *dis
     return 0;
 }
 
+/* On the loop's thread. The first one is worth a line; the rest is counted. */
+static void disk_failed(void *ctx, const struct block_error *error, bool first)
+{
+    struct machine_device *d = ctx;
+    struct machine *m = d->machine;
+    if (first)
+        nc_warn("disk %s: %s at byte %llu: %s; the guest gets an I/O error (nacelle ctl %s status counts them)", d->id,
+                block_op_name(error->op), (unsigned long long)error->offset, strerror(-error->error), m->name);
+    if (m->disk_observer.failed) m->disk_observer.failed(m->disk_observer.ctx, d->id, error);
+}
+
+void machine_disk_opened(struct machine_device *d, struct block *b)
+{
+    d->block = b;
+    block_observe_errors(b, disk_failed, d);
+}
+
 static void destroy_block(void *dev)
 {
     block_close(dev);
@@ -95,8 +113,10 @@ static int add_disks(struct machine *m, const struct machine_config *c, struct n
         const struct machine_disk *disk = &c->disks[i];
         struct machine_device *slot = machine_device_claim(m, "--disk", disk->id, e);
         if (!slot) return -EEXIST;
-        int r = block_open(&disk->block, m->loop, &slot->block, e);
+        struct block *b;
+        int r = block_open(&disk->block, m->loop, &b, e);
         if (r) return r;
+        machine_disk_opened(slot, b);
         switch (disk->model) {
         case MACHINE_DISK_VIRTIO: r = machine_virtio_disk_create(m, disk, slot, e); break;
         case MACHINE_DISK_AHCI: /* later: all of them share one controller */

@@ -118,7 +118,7 @@ int machine_plug_in(struct machine *m, const struct machine_disk *disk, struct m
     int r = block_start(b, e);
     if (!r) r = machine_park(m, e);
     if (r) return r;
-    d->block = b;
+    machine_disk_opened(d, b);
     d->opening = false;
     r = machine_virtio_disk_create(m, disk, d, e);
     if (!r) pci_hot_added(d->function);
@@ -166,8 +166,10 @@ enum machine_disk_state machine_disk_state(const struct machine *m, const char *
     return d->function && pci_unplugged(d->function) ? MACHINE_DISK_CLOSING : d->life;
 }
 
-void machine_disk_observe(struct machine *m, void (*gone)(void *ctx, const char *id), void *ctx)
+void machine_disk_observe(struct machine *m, void (*gone)(void *ctx, const char *id),
+                          void (*failed)(void *ctx, const char *id, const struct block_error *error), void *ctx)
 {
     m->disk_observer.gone = gone;
+    m->disk_observer.failed = failed;
     m->disk_observer.ctx = ctx;
 }

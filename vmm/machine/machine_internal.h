@@ -90,6 +90,7 @@ struct machine {
     unsigned devices;                                  /* places in use, free ones between them */
     struct {
         void (*gone)(void *ctx, const char *id);
+        void (*failed)(void *ctx, const char *id, const struct block_error *error);
         void *ctx;
     } disk_observer;
     struct engine *engine;
@@ -166,6 +167,8 @@ struct machine_device *machine_device_add(struct machine *m, const char *id, voi
 struct machine_device *machine_device_claim(struct machine *m, const char *option, const char *id, struct nerr *e);
 struct machine_device *machine_device_find(struct machine *m, const char *id); /* or NULL */
 void machine_device_destroy(struct machine_device *d);                         /* its place is free then */
+/* A disk's back end is there. */
+void machine_disk_opened(struct machine_device *d, struct block *b);
 /* The device of a virtio disk whose back end is open, in a free slot; removable. The back end is taken over when it succeeds. */
 int machine_virtio_disk_create(struct machine *m, const struct machine_disk *disk, struct machine_device *d,
                                struct nerr *e);
