@@ -15,7 +15,7 @@ endif
 # Under sanitizers gcc sees impossible paths and warns of them: there warnings are no errors.
 WARN := -Wall -Wextra $(if $(SAN),-Wno-array-bounds -Wno-stringop-overflow -Wno-maybe-uninitialized,-Werror)
 BASE_CFLAGS := -std=gnu17 -O2 -g $(WARN) -I.
-LIBS := -lZydis -lZycore -lcjson -luring -lslirp -lpthread
+LIBS := -lZydis -lZycore -lcjson -luring -lslirp -lm -lpthread
 SAN_FLAGS :=
 ifneq ($(SAN),)
 SAN_FLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer

@@ -27,6 +27,8 @@ CODE32(
 CODE32(lds_, "les (%ebx), %eax; mov %es:(%eax), %ecx");
 CODE32(segbase, "mov %ecx, %es; mov %es:(%ebx), %eax");
 CODE32(segstore, "mov %ecx, %es; mov %eax, %es:(%ebx)");
+CODE32(seg_in, "mov %ecx, %es; mov %es:0x1000, %eax");
+CODE32(seg_edge, "mov %ecx, %es; mov %es:0x1001, %eax");
 CODE32(wrap, "mov 0x7fffffff(%ebx, %eax), %ecx");
 CODE32(strings, "mov %ebx, %edi; mov $8, %ecx; mov $0x41, %al; cld; rep stosb; mov %ebx, %esi; lodsl");
 CODE32(addr16, "xor %ebx, %ebx; addr16 lea 0x1234(%bx), %eax");
@@ -107,8 +109,6 @@ static void segments(void)
         CHECK_EQ(RUN_CX(segbase, SEL_TEST | 3), GP); /* EBX = USER32_DATA is far over the limit */
         CHECK_EQ(c.error, 0);
     }
-    CODE32(seg_in, "mov %ecx, %es; mov %es:0x1000, %eax");
-    CODE32(seg_edge, "mov %ecx, %es; mov %es:0x1001, %eax");
     CHECK_EQ(RUN_CX(seg_in, SEL_TEST | 3), END);
     CHECK_EQ(c.gpr[RAX], 0xcafe);
     if (checked) CHECK_EQ(RUN_CX(seg_edge, SEL_TEST | 3), GP);     /* its last byte is over */

@@ -335,7 +335,7 @@ static int whole(struct board *t, uint16_t exit_port, struct nerr *e)
         .vcpus = 2,
         .ram_size = 64 << 20,
         .debug_exit_port = exit_port,
-        .cb = {t, serial_out, NULL, power_off, reset, debug_exit},
+        .cb = {.ctx = t, .serial_output = serial_out, .power_off = power_off, .reset = reset, .debug_exit = debug_exit},
     };
     return platform_create(&c, &t->platform, e);
 }
