@@ -96,6 +96,9 @@ def documents():
         for gap in re.findall(r"(?m)^\|.*\n\n\|.*\n(?!\| ---)", text):
             links.append(f"{document}: a table in two pieces at {gap.splitlines()[2][:60]}")
     check("files and test programs that they name are there", paths)
+    folders = ["bench/", "cli/", "common/", "lab/", *glob.glob("vmm/*/"), *glob.glob("tests/[a-z]*/")]
+    architecture = read("ARCHITECTURE.md")
+    check("ARCHITECTURE.md has every folder", [f for f in folders if f not in architecture])
     check("so are make's targets", targets)
     check("and guest kernels and scripts", named)
     check("links lead somewhere, tables are whole", links)
