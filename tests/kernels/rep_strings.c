@@ -151,6 +151,78 @@ static void semantics(void)
     CHECK_EQ(p[2063], 0x77);
 }
 
+CODE(cmpsb_back, "std; repe cmpsb; cld");
+CODE(stosq, "rep stosq");
+
+static u8 model[4 * PAGE];
+
+/* Four pages that follow each other in memory, or do not: who does several at a time must look. */
+static void over_pages(void)
+{
+    static const u8 order[4][4] = {{0, 1, 2, 3}, {0, 1, 3, 2}, {3, 2, 1, 0}, {1, 2, 2, 3}};
+    u8 *p = (u8 *)TEST_VA;
+    for (unsigned o = 0; o < 4; o++) {
+        for (unsigned i = 0; i < 4; i++)
+            map_page(TEST_VA + i * PAGE, (u64)frame + order[o][i] * PAGE, PTE_W | PTE_U), invlpg(TEST_VA + i * PAGE);
+        for (unsigned warm = 0; warm < 2; warm++) {
+            for (unsigned i = 0; i < 4 * PAGE; i++) p[i] = (u8)(i * 13 + i / PAGE + o);
+            for (unsigned i = 0; i < 4 * PAGE; i++) model[i] = frame[i];
+            for (unsigned i = 0; i < 2 * PAGE; i++) /* to between 1 and 3, from the end of 0 on */
+                model[order[o][(PAGE + 5 + i) / PAGE] * PAGE + (5 + i) % PAGE] =
+                    model[order[o][(100 + i) / PAGE] * PAGE + (100 + i) % PAGE];
+            prepare(movsb, TEST_VA + 100, TEST_VA + PAGE + 5, 2 * PAGE);
+            COMPLETES(&c);
+            CHECK(memcmp(frame, model, 4 * PAGE) == 0);
+            for (unsigned i = 2 * PAGE; i-- > 0;) /* downwards */
+                model[order[o][(PAGE + 9 + i) / PAGE] * PAGE + (9 + i) % PAGE] =
+                    model[order[o][(50 + i) / PAGE] * PAGE + (50 + i) % PAGE];
+            prepare(movsb_back, TEST_VA + 50 + 2 * PAGE - 1, TEST_VA + 9 + 3 * PAGE - 1, 2 * PAGE);
+            COMPLETES(&c);
+            CHECK(memcmp(frame, model, 4 * PAGE) == 0);
+            for (unsigned i = 0; i < 3 * PAGE; i++)
+                model[order[o][(PAGE - 3 + i) / PAGE] * PAGE + (PAGE - 3 + i) % PAGE] = 0x5a;
+            prepare(stosq, 0, TEST_VA + PAGE - 3, 3 * PAGE / 8); /* items lie across the borders */
+            c.gpr[RAX] = 0x5a5a5a5a5a5a5a5aul;
+            COMPLETES(&c);
+            CHECK_EQ(c.gpr[RDI], TEST_VA + 4 * PAGE - 3);
+            CHECK(memcmp(frame, model, 4 * PAGE) == 0);
+            p[2 * PAGE + 77] = 1;
+            prepare(cmpsb_back, (u64)p + 4 * PAGE - 4, (u64)p + 4 * PAGE - 5, 3 * PAGE - 8);
+            COMPLETES(&c);
+            CHECK_EQ(c.gpr[RDI], TEST_VA + 2 * PAGE + 76);
+        }
+    }
+    for (unsigned i = 0; i < 4; i++) map(i), invlpg(TEST_VA + i * PAGE);
+}
+
+/* A page that must not be written, and one with code that was executed, behind pages that may be. */
+static void stopped(void)
+{
+    u8 *p = (u8 *)TEST_VA;
+    memset(p, 0, 4 * PAGE);
+    map_page(TEST_VA + 2 * PAGE, (u64)frame + 2 * PAGE, PTE_U); /* read-only */
+    invlpg(TEST_VA + 2 * PAGE);
+    (void)*(volatile u8 *)(p + 2 * PAGE);
+    prepare(stosb, 0, TEST_VA + 5, 4 * PAGE - 5);
+    c.gpr[RAX] = 0x11;
+    CHECK_EQ(ctx_run(&c), PF);
+    CHECK_EQ(c.cr2, TEST_VA + 2 * PAGE);
+    CHECK_EQ(c.gpr[RCX], 2 * PAGE);
+    CHECK(p[2 * PAGE - 1] == 0x11 && p[2 * PAGE] == 0);
+    map(2), invlpg(TEST_VA + 2 * PAGE);
+    for (unsigned round = 1; round < 4; round++) {
+        static const u8 ret_n[8] = {0xb8, 0, 0, 0, 0, 0xc3, 0x90, 0x90}; /* mov eax, n; ret */
+        u64 pattern;
+        memcpy(&pattern, ret_n, 8);
+        pattern |= (u64)round << 8;
+        prepare(stosq, 0, TEST_VA, 4 * PAGE / 8);
+        c.gpr[RAX] = pattern;
+        COMPLETES(&c);
+        for (unsigned page = 0; page < 4; page++)
+            if (page == 2 || round == 3) CHECK_EQ(((u32(*)(void))(TEST_VA + page * PAGE + 8))(), round);
+    }
+}
+
 static volatile u32 ticks, in_the_middle;
 static u64 watched_rip;
 
@@ -204,6 +276,8 @@ int main(void)
     for (unsigned i = 0; i < 4; i++) map(i);
     faulting();
     semantics();
+    over_pages();
+    stopped();
     interrupted();
     return done();
 }

@@ -132,6 +132,13 @@ static inline void emit_shr_flags(struct emitter *e, unsigned reg, unsigned by)
     e8(e, 0xe8 | (reg & 7));
     e8(e, by);
 }
+/* reg = offset of the TLB entry for the address in `from` */
+static inline void emit_tlb_index_flags(struct emitter *e, unsigned reg, unsigned from)
+{
+    emit_mov_rr(e, reg, from);
+    emit_shr_flags(e, reg, PAGE_SHIFT - 5);
+    emit_alu_imm(e, 0, ALU_AND, reg, (TLB_SIZE - 1) << 5);
+}
 /* 64 bit: f7 /3 neg, ff /0 inc, ff /1 dec */
 static inline void emit_unary_flags(struct emitter *e, unsigned opcode, unsigned digit, unsigned reg)
 {

@@ -79,9 +79,7 @@ static void keep_two(struct emitter *e, const uint8_t r[2], const bool save[2], 
 static uint8_t *emit_probe(struct emitter *e, const struct site *site, unsigned idx, const uint8_t r[2])
 {
     unsigned s = site->scratch;
-    emit_mov_rr(e, r[0], s);
-    emit_shr_flags(e, r[0], 12 - 5);
-    emit_alu_imm(e, 0, ALU_AND, r[0], (TLB_SIZE - 1) << 5);
+    emit_tlb_index_flags(e, r[0], s);
     struct host_mem last = {(uint8_t)s, INSN_NOREG, 1, site->span};
     emit_lea(e, r[1], last);
     emit_alu_imm(e, 1, ALU_AND, r[1], 0xfffff000u);

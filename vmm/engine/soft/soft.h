@@ -395,6 +395,8 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
  * is no RAM, (for writes) holds translated code, or is watched by a data breakpoint: then *gpa tells where it is and the caller goes through soft_load/soft_store. */
 enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx,
                                  uint8_t **host, gpa_t *gpa);
+/* May an access that the TLB permits for page `from` go on into `page`, with the same HVA - GVA? Finds out without a walk and changes nothing. */
+bool soft_tlb_goes_on(struct soft_cpu *cpu, gva_t from, gva_t page, enum soft_access acc);
 void soft_tlb_init(struct soft_cpu *cpu); /* a new vCPU: everything empty; needed once before any other use */
 void soft_tlb_flush_all(
     struct soft_cpu *cpu); /* also global entries; needed after any change of CR0.PG/WP, CR4, EFER.NXE, DR0-3, DR7 */

@@ -1,6 +1,6 @@
 /* String instructions with and without REP, in all address sizes and both directions.
  *
- * RAM goes page by page through the host's own string instructions: with the same element size and the same overlap between
+ * RAM goes through the host's own string instructions, as far as it is contiguous on both sides: with the same element size and the same overlap between
  * host addresses as between guest ones they do exactly what the guest's would. All else goes item by item. The registers are
  * brought up to date before anything can leave, so a fault, an interrupt or an exit finds them at the iteration it belongs to. */
 #include "vmm/engine/soft/general.h"
@@ -12,6 +12,14 @@
 
 enum string_kind { STR_MOVS, STR_CMPS, STR_STOS, STR_LODS, STR_SCAS, STR_INS, STR_OUTS };
 
+/* One side of a string operation: items that follow each other in RAM, on the guest's side and on the host's. */
+struct span {
+    uint64_t items; /* 0: to be found */
+    uint8_t *host;  /* of the first item */
+    gpa_t gpa;
+    bool code; /* translated code must hear about the write */
+};
+
 struct string {
     enum string_kind kind;
     unsigned size;  /* of an item */
@@ -22,6 +30,7 @@ struct string {
     uint8_t rep;      /* 0 none, 1 REP/REPE, 2 REPNE */
     bool back;
     bool source, dest; /* which of RSI and RDI it uses */
+    struct span src, dst;
 };
 
 static bool describe(const struct soft_cpu *cpu, const struct insn *in, struct string *s)
@@ -154,14 +163,11 @@ static uint64_t host_scas(uint64_t ax, const uint8_t *d, uint64_t n, const struc
     return n - left;
 }
 
-/* ---- page by page ---- */
+/* ---- span by span ---- */
 
-/* One side of a string operation: items that follow each other inside one page of RAM. */
-struct span {
-    uint8_t *host; /* of the first item */
-    gpa_t gpa;
-    bool code; /* translated code must hear about the write */
-};
+/* The host's instruction has a start-up cost of its own, about what it copies a page in. So pages that are neighbours on the host, too, are
+ * done by one, but not so many that a request to leave would wait long: some microseconds. */
+#define SPAN_MOST (64u << 10)
 
 /* Offsets wrap at the end of the address size: how many of `n` items come before that. */
 static uint64_t wrap_span(const struct string *s, uint64_t off, uint64_t n)
@@ -183,17 +189,34 @@ static uint64_t limit_span(struct soft_cpu *cpu, const struct string *s, enum cp
     return n;
 }
 
-/* Finds as many of `*items` from offset `reg` on as lie in one page; false when the item-by-item way is needed (which also finds the
+/* How many of `items`, the first of which is at `a`, lie in its page, which the TLB has, and in those next to it that are so on the host, too.
+ * No walks: they would set A and D for pages that the instruction may never reach. */
+static uint64_t contiguous(struct soft_cpu *cpu, const struct string *s, uint64_t a, enum soft_access acc,
+                           uint64_t items)
+{
+    uint64_t start = a & PAGE_MASK, end = start + PAGE_SIZE, most = items << s->shift;
+    gva_t from = GVA(start);
+    if (items > SPAN_MOST >> s->shift) most = SPAN_MOST;
+    if (s->back) {
+        while (a + s->size - start < most && soft_tlb_goes_on(cpu, from, GVA(start - PAGE_SIZE), acc))
+            start -= PAGE_SIZE;
+        return ((a - start) >> s->shift) + 1;
+    }
+    while (end - a < most && soft_tlb_goes_on(cpu, from, GVA(end), acc)) end += PAGE_SIZE;
+    return (end - a) >> s->shift;
+}
+
+/* Finds as many of `items` from offset `reg` on as lie in one span; false when the item-by-item way is needed (which also finds the
  * exception to raise, if that is why). */
 static bool find_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg seg, unsigned reg,
-                      enum soft_access acc, uint64_t *items, struct span *p)
+                      enum soft_access acc, uint64_t items, struct span *p)
 {
     uint64_t off = cpu->gpr[reg] & s->mask, a;
     if (soft_linear(cpu, seg, off, s->size, acc, &a) != SOFT_OK) return false;
     uint64_t in_page = a & ~PAGE_MASK;
     if (in_page + s->size > PAGE_SIZE) return false;
     uint64_t n = s->back ? (in_page >> s->shift) + 1 : (PAGE_SIZE - in_page) >> s->shift;
-    n = n < *items ? n : *items;
+    n = n < items ? n : items;
     if (n > 1 && !soft_code64(cpu))
         n = limit_span(cpu, s, seg, off, acc, n);
     else if (n > 1 && s->addr_size == 4)
@@ -205,14 +228,20 @@ static bool find_span(struct soft_cpu *cpu, const struct string *s, enum cpu_seg
         p->host = soft_ram(soft_memory(cpu), p->gpa.v, s->size, true);
         p->code = true;
     }
-    *items = n;
+    if (n < items && p->host && !p->code && s->addr_size == 8 && soft_code64(cpu))
+        n = contiguous(cpu, s, a, acc, items);
+    p->items = n;
     return p->host;
 }
 
-static void wrote(struct soft_cpu *cpu, const struct string *s, const struct span *p, uint64_t items)
+/* Translated code hears of what was written; what is left of the span is for the next time: the two sides' end at different places. */
+static void pass(struct soft_cpu *cpu, const struct string *s, struct span *p, uint64_t items)
 {
-    uint64_t len = items * s->size;
+    uint64_t len = items << s->shift, by = s->back ? -len : len;
     if (p->code) soft_code_written(cpu, GPA(s->back ? p->gpa.v - (len - s->size) : p->gpa.v), (uint32_t)len);
+    p->items -= items;
+    p->host += by;
+    p->gpa.v += by;
 }
 
 static void set_flags(struct soft_cpu *cpu, uint64_t flags)
@@ -220,30 +249,37 @@ static void set_flags(struct soft_cpu *cpu, uint64_t flags)
     cpu->rflags = (cpu->rflags & ~(uint64_t)FL_ARITH) | flags;
 }
 
-/* Does up to `items` items; 0 when the next one needs the slow way. */
-static uint64_t bulk(struct soft_cpu *cpu, const struct string *s, uint64_t items)
+/* Finds both sides' spans, as far as they are not known, and returns how many of `items` both have; 0 when one cannot be found. */
+static uint64_t find_spans(struct soft_cpu *cpu, struct string *s, uint64_t items)
 {
-    struct span src = {0}, dst = {0};
-    uint64_t flags;
+    bool write = s->kind == STR_MOVS || s->kind == STR_STOS;
+    if (s->source) {
+        if (!s->src.items && !find_span(cpu, s, s->seg, R_RSI, ACC_READ, items, &s->src)) return 0;
+        if (s->src.items < items) items = s->src.items;
+    }
+    if (!s->dst.items && !find_span(cpu, s, SEG_ES, R_RDI, write ? ACC_WRITE : ACC_READ, items, &s->dst)) return 0;
+    return s->dst.items < items ? s->dst.items : items;
+}
+
+/* Does up to `items` items; 0 when the next one needs the slow way. */
+static uint64_t bulk(struct soft_cpu *cpu, struct string *s, uint64_t items)
+{
+    uint64_t flags = cpu->rflags & FL_ARITH;
     if (s->kind == STR_INS || s->kind == STR_OUTS || s->kind == STR_LODS) return 0;
     if (cpu->mmu_idx == MMU_USER && (cpu->rflags & FL_AC) && (cpu->cr0 & CR0_AM))
         return 0; /* every item's alignment counts */
-    if (s->source && !find_span(cpu, s, s->seg, R_RSI, ACC_READ, &items, &src)) return 0;
-    bool write = s->kind == STR_MOVS || s->kind == STR_STOS;
-    if (!find_span(cpu, s, SEG_ES, R_RDI, write ? ACC_WRITE : ACC_READ, &items, &dst)) return 0;
+    items = find_spans(cpu, s, items);
+    if (!items) return 0;
+    uint8_t *src = s->src.host, *dst = s->dst.host;
     switch (s->kind) {
-    case STR_MOVS:
-        host_movs(dst.host, src.host, items, s->size, s->back);
-        wrote(cpu, s, &dst, items);
-        return items;
-    case STR_STOS:
-        host_stos(dst.host, cpu->gpr[R_RAX], items, s->size, s->back);
-        wrote(cpu, s, &dst, items);
-        return items;
-    case STR_CMPS: items = host_cmps(src.host, dst.host, items, s, &flags); break;
-    default: items = host_scas(cpu->gpr[R_RAX], dst.host, items, s, &flags); break;
+    case STR_MOVS: host_movs(dst, src, items, s->size, s->back); break;
+    case STR_STOS: host_stos(dst, cpu->gpr[R_RAX], items, s->size, s->back); break;
+    case STR_CMPS: items = host_cmps(src, dst, items, s, &flags); break;
+    default: items = host_scas(cpu->gpr[R_RAX], dst, items, s, &flags); break;
     }
     set_flags(cpu, flags);
+    if (s->source) pass(cpu, s, &s->src, items);
+    pass(cpu, s, &s->dst, items);
     return items;
 }
 
@@ -339,7 +375,7 @@ static bool must_leave(struct soft_cpu *cpu)
 
 enum soft_result soft_string_insn(struct soft_cpu *cpu, const struct insn *in)
 {
-    struct string s;
+    struct string s = {.src = {.items = 0}, .dst = {.items = 0}};
     if (!describe(cpu, in, &s)) return SOFT_NOT_MINE;
     /* Before RCX is looked at: CPUs refuse a forbidden port also when there would be no iteration. */
     if ((s.kind == STR_INS || s.kind == STR_OUTS) && soft_port_check(cpu, (uint16_t)cpu->gpr[R_RDX], s.size) != SOFT_OK)
@@ -355,6 +391,7 @@ enum soft_result soft_string_insn(struct soft_cpu *cpu, const struct insn *in)
         cpu->exc.pending = false; /* bulk() tries what may not work; item() raises what is to be raised */
         if (!items) {
             bool done;
+            s.src.items = s.dst.items = 0;
             r = item(cpu, &s, &done);
             if (!done) return r;
             items = 1;

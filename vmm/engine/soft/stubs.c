@@ -166,9 +166,7 @@ static uint8_t *emit_find(struct emitter *e, const struct look_up *l, unsigned i
     emit_rr(e, 0x01, l->page, l->s);
     emit_alu_imm(e, 1, ALU_AND, l->page, (uint32_t)PAGE_MASK);
     /* delta = TLB index in bytes, from the first byte */
-    emit_mov_rr(e, l->delta, l->s);
-    emit_shr_flags(e, l->delta, 12 - 5);
-    emit_alu_imm(e, 0, ALU_AND, l->delta, (TLB_SIZE - 1) << 5);
+    emit_tlb_index_flags(e, l->delta, l->s);
     uint32_t tlb = GS(tlb) + idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
     uint32_t tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
     struct host_mem at_tag = {l->delta, INSN_NOREG, 1, (int32_t)(tlb + tag)};
@@ -188,9 +186,7 @@ static uint8_t *emit_find_page(struct emitter *e, unsigned reg, unsigned page, u
     uint32_t tag = write ? offsetof(struct tlb_entry, tag_write) : offsetof(struct tlb_entry, tag_read);
     struct host_mem at_tag = {(uint8_t)reg, INSN_NOREG, 1, (int32_t)(tlb + tag)};
     struct host_mem at_delta = {(uint8_t)reg, INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, delta))};
-    emit_mov_rr(e, reg, page);
-    emit_shr_flags(e, reg, 12 - 5);
-    emit_alu_imm(e, 0, ALU_AND, reg, (TLB_SIZE - 1) << 5);
+    emit_tlb_index_flags(e, reg, page);
     e8(e, 0x65);
     emit_rm(e, 0x3b, page, at_tag);
     uint8_t *miss = emit_jcc(e, 5, NULL);

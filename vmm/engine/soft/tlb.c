@@ -9,7 +9,9 @@
 #define WORDS (TLB_SIZE / 64)
 #define SHIFT_LARGE 22 /* 2 and 4 MiB pages are dropped by 4 MiB, which needs no memory of which of both it was */
 #define SHIFT_HUGE 30
+#define SHIFT_SMALLEST_LARGE 21
 
+/* As emit_tlb_index_flags() has it. (Adding a multiple of the upper bits, so that buffers 16 MiB apart do not collide, cost dgemm more than it gained.) */
 static inline unsigned slot_of(uint64_t a)
 {
     return (unsigned)(a >> PAGE_SHIFT) & (TLB_SIZE - 1);
@@ -143,6 +145,23 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
     e = fill(cpu, idx, page, &r);
     if (e && tag_matches(e, acc, page)) *host = (uint8_t *)(uintptr_t)(a.v + e->delta);
     return SOFT_OK;
+}
+
+/* Is `page` in the large page of the guest that the entry is about, and such access to it plain memory with the same HVA - GVA? */
+static bool same_large_page(struct soft_cpu *cpu, const struct tlb_entry *e, uint64_t from, uint64_t page, bool write)
+{
+    if (!(e->gpa & TLB_LARGE) || (from ^ page) >> SHIFT_SMALLEST_LARGE || watching(cpu)) return false;
+    uint64_t gpa = (e->gpa & PAGE_MASK) + page - from;
+    return (uint64_t)(uintptr_t)soft_ram(soft_memory(cpu), gpa, PAGE_SIZE, write) == page + e->delta &&
+           !(write && soft_page_has_code(cpu, GPA(gpa)));
+}
+
+bool soft_tlb_goes_on(struct soft_cpu *cpu, gva_t from, gva_t page, enum soft_access acc)
+{
+    const struct tlb_entry *tlb = cpu->tlb[cpu->mmu_idx], *e = &tlb[slot_of(from.v)], *next = &tlb[slot_of(page.v)];
+    if (!tag_matches(e, acc, from.v)) return false;
+    if (tag_matches(next, acc, page.v)) return next->delta == e->delta;
+    return same_large_page(cpu, e, from.v, page.v, acc == ACC_WRITE);
 }
 
 /* ---- flushing: site slots ---- */

@@ -267,9 +267,7 @@ static void string_side(struct tr *t, unsigned reg, bool write, unsigned shift, 
     leave_if(e, 7, w);
     emit_mov_rr(e, s, reg);
     emit_alu_imm(e, 1, ALU_AND, s, (uint32_t)PAGE_MASK);
-    emit_mov_rr(e, u, reg);
-    emit_shr_flags(e, u, 12 - 5);
-    emit_alu_imm(e, 0, ALU_AND, u, (TLB_SIZE - 1) << 5);
+    emit_tlb_index_flags(e, u, reg);
     e8(e, 0x65);
     emit_rm(e, 0x3b, s, at_tag); /* cmp s, gs:[u + tag] */
     leave_if(e, 5, w);
