@@ -589,11 +589,18 @@ static uint64_t pump(struct disk_rig *d, enum block_op op, uint64_t size, unsign
     return done;
 }
 
-static void assert_rate(uint64_t got, uint64_t want)
+/* The limit is reached, and kept each time. A busy machine makes it less, so there are several tries for that; the exact test is in
+ * simulated time. */
+static void assert_rate(struct disk_rig *d, enum block_op op, uint64_t size, unsigned depth, bool count_bytes,
+                        uint64_t want)
 {
-    if (got < want * 80 / 100 ||
-        got > want * 120 / 100) /* half a second on a busy machine; the exact test is in simulated time */
-        fail_msg("%llu instead of %llu", (unsigned long long)got, (unsigned long long)want);
+    uint64_t got = 0;
+    for (unsigned tries = 0; tries < 20 && got < want * 80 / 100; tries++) {
+        usleep(tries ? 300000 : 0); /* the drain's debt */
+        got = pump(d, op, size, depth, count_bytes);
+        if (got > want * 120 / 100) fail_msg("%llu, limit %llu", (unsigned long long)got, (unsigned long long)want);
+    }
+    if (got < want * 80 / 100) fail_msg("%llu instead of %llu", (unsigned long long)got, (unsigned long long)want);
 }
 
 static void test_limits(void **state)
@@ -606,15 +613,15 @@ static void test_limits(void **state)
     struct block_config cfg = writable;
     cfg.limits = l;
     disk_rig_open(&d, cfg);
-    assert_rate(pump(&d, BLOCK_READ, 4096, 8, true), 4 * MIB);
+    assert_rate(&d, BLOCK_READ, 4096, 8, true, 4 * MIB);
     assert_true(pump(&d, BLOCK_WRITE, 64 * KIB, 8, true) > 6 * MIB); /* not limited */
     l = (struct block_limits){.total_iops = 400};
     assert_int_equal(block_set_limits(d.b, &l, &d.e), 0);
     usleep(300000); /* the drain's debt */
-    assert_rate(pump(&d, BLOCK_WRITE, 4096, 4, false), 200);
+    assert_rate(&d, BLOCK_WRITE, 4096, 4, false, 200);
     /* A request of 1 MiB counts as 16. */
     usleep(300000);
-    assert_rate(pump(&d, BLOCK_READ, MIB, 1, false), 200 / 16);
+    assert_rate(&d, BLOCK_READ, MIB, 1, false, 200 / 16);
     /* What waits when the limit goes away goes at once. */
     struct disk_io io[3] = {0};
     uint8_t *data = calloc(1, MIB);
