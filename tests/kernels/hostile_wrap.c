@@ -18,11 +18,8 @@ CODE(bt_far, "bt %rax, (%rbx)");
 
 static struct ctx c;
 
-int main(void)
+static void at_4_gib(u32 *page)
 {
-    set_cr4(cr4() | CR4_OSFXSR);
-    u32 *page = page_alloc();
-    *page = 0xabcd1234;
     map_page(USER32_CODE + 0x10000, (u64)page, PTE_W | PTE_U);
 
     ctx_user32(&c, load32, 6); /* base + index * 4 + disp over 4 GiB */
@@ -57,8 +54,10 @@ int main(void)
     c.gpr[RSI] = USER32_CODE, c.gpr[RDI] = 0xfffffff0, c.gpr[RCX] = 64;
     CHECK_EQ(ctx_run(&c), PF);
     CHECK_EQ(c.gpr[RCX], 64);
+}
 
-    /* 64 bits. */
+static void canonical_ends(u32 *page)
+{
     map_page(0x7ffffffff000ul, (u64)page, PTE_W);
     map_page(0xffff800000000000ul, (u64)page, PTE_W);
     map_page(-PAGE, (u64)page, PTE_W);
@@ -77,7 +76,7 @@ int main(void)
     }
     ctx_kernel(&c, load); /* over 2^64: the manual leaves open whether it wraps */
     c.gpr[RBX] = -3ul;
-    v = ctx_run(&c);
+    u64 v = ctx_run(&c);
     CHECK(v == END || v == GP || v == PF);
     ctx_kernel(&c, disp);
     c.gpr[RBX] = -0x10ul + TEST_VA - TEST_VA; /* wraps to 0 */
@@ -90,7 +89,11 @@ int main(void)
     c.gpr[RSI] = (u64)page, c.gpr[RDI] = 0x7ffffffffff0ul, c.gpr[RCX] = 64;
     CHECK_EQ(ctx_run(&c), GP);
     CHECK_EQ(c.gpr[RCX], 48); /* what fitted was done */
-    ctx_kernel(&c, bt_far);   /* the bit offset moves the address: 2^62 bits below */
+}
+
+static void bit_offsets(const u32 *page)
+{
+    ctx_kernel(&c, bt_far); /* the bit offset moves the address: 2^62 bits below */
     c.gpr[RBX] = 0, c.gpr[RAX] = 1ul << 62;
     CHECK_EQ(ctx_run(&c), GP);
     ctx_kernel(&c, bt_far);
@@ -114,5 +117,15 @@ int main(void)
             COMPLETES(&c);
             CHECK_EQ(two[511], 0x20ul << 40);
         }
+}
+
+int main(void)
+{
+    set_cr4(cr4() | CR4_OSFXSR);
+    u32 *page = page_alloc();
+    *page = 0xabcd1234;
+    at_4_gib(page);
+    canonical_ends(page);
+    bit_offsets(page);
     return done();
 }

@@ -8,6 +8,7 @@ CODE(out8, "out %al, %dx");
 CODE(out_imm, "out %al, $0x80");
 CODE(rep_outs, "rep outsb");
 CODE(rep_ins, "rep insb");
+CODE_BITS(32, in8_32, "in %dx, %al");
 CODE(do_cli, "cli");
 CODE(do_popf, "push $0x3202; popf; pushf; pop %rax");
 
@@ -27,9 +28,8 @@ static void allow(u16 port, bool yes)
     *b = (u8)(yes ? *b & ~(1 << port % 8) : *b | 1 << port % 8);
 }
 
-int main(void)
+static void bitmap(void)
 {
-    pic_mask_all(); /* a firmware's timer would interrupt the user code, whose IF is set */
     user_io(in8, 0x3fd, false);
     user_io(out_imm, 0, false);
     allow(0x80, true);
@@ -52,8 +52,17 @@ int main(void)
     tss[0].iomap = 0xffff;
     user_io(in8, 0x80, false);
     tss[0].iomap = offsetof(struct tss, io_bitmap);
+    /* From 32-bit user code the same bitmap counts. */
+    ctx_user32(&c, in8_32, 3);
+    c.gpr[RDX] = 0x81;
+    FAULTS(&c, GP, 0);
+    ctx_user32(&c, in8_32, 3);
+    c.gpr[RDX] = 0x80;
+    COMPLETES(&c);
+}
 
-    /* Strings. */
+static void strings(void)
+{
     static char text[] = "........";
     ctx_user(&c, rep_outs);
     c.gpr[RDX] = 0x80, c.gpr[RSI] = (u64)user(text), c.gpr[RCX] = 8;
@@ -80,7 +89,10 @@ int main(void)
     ctx_kernel(&c, rep_outs);
     c.gpr[RDX] = 0x3f8, c.gpr[RSI] = (u64)hello, c.gpr[RCX] = sizeof hello - 1;
     COMPLETES(&c);
+}
 
+static void iopl(void)
+{
     /* IOPL 3: everything goes, and so do CLI and STI. */
     ctx_user(&c, in8);
     c.gpr[RDX] = 0x3fd;
@@ -99,13 +111,13 @@ int main(void)
     c.rflags |= FL_IOPL;
     COMPLETES(&c);
     CHECK_EQ(c.gpr[RAX] & (FL_IOPL | FL_IF), FL_IOPL | FL_IF);
-    /* From 32-bit user code the same bitmap counts. */
-    CODE_BITS(32, in8_32, "in %dx, %al");
-    ctx_user32(&c, in8_32, 3);
-    c.gpr[RDX] = 0x81;
-    FAULTS(&c, GP, 0);
-    ctx_user32(&c, in8_32, 3);
-    c.gpr[RDX] = 0x80;
-    COMPLETES(&c);
+}
+
+int main(void)
+{
+    pic_mask_all(); /* a firmware's timer would interrupt the user code, whose IF is set */
+    bitmap();
+    strings();
+    iopl();
     return done();
 }

@@ -8,6 +8,8 @@ CODE(pushf_popf, "pushfq\n pushed: pop %rax\n popped: nop");
 CODE(do_syscall, "syscall\n sys_back: nop");
 CODE(sys_entry, "swapgs_nop: nop; int $0x81");
 CODE(faulting, "mov (%rbx), %rax");
+CODE(do_sysret, "sysretq");
+CODE(icebp, ".byte 0xf1");
 CODE(set_tf, "pushfq; orl $0x100, (%rsp); popfq\n tf_1: nop\n tf_2: nop");
 LABEL(step_2);
 LABEL(step_4);
@@ -39,9 +41,9 @@ static void expect_step(void *rip, int line)
 }
 #define STEP(rip) expect_step(rip, __LINE__)
 
-int main(void)
+/* In user and kernel mode alike. */
+static void one_by_one(void)
 {
-    /* In user and kernel mode alike. */
     for (int u = 0; u < 2; u++) {
         u ? ctx_user(&c, plain) : ctx_kernel(&c, plain);
         u64 bias = u ? USER_ALIAS : 0;
@@ -57,8 +59,11 @@ int main(void)
         CHECK_EQ(step(), END); /* INT n: the handler starts with TF off, and there is no step after it */
         CHECK(c.rflags & FL_TF);
     }
+}
 
-    /* REP: after each iteration (SDM vol. 3 17.3.1.4: repeated instructions trap between iterations). */
+/* After each iteration (SDM vol. 3 17.3.1.4: repeated instructions trap between iterations). */
+static void repeated(void)
+{
     static char from[5] = "abcd", to[5];
     ctx_kernel(&c, rep_movs);
     c.gpr[RSI] = (u64)from, c.gpr[RDI] = (u64)to, c.gpr[RCX] = 4;
@@ -71,7 +76,10 @@ int main(void)
     STEP(rep_end);
     CHECK_EQ(c.gpr[RCX], 0);
     CHECK(memcmp(from, to, 4) == 0);
+}
 
+static void delayed(void)
+{
     /* MOV SS holds the trap back by one instruction. */
     ctx_kernel(&c, mov_ss);
     c.gpr[RCX] = SEL_KDATA;
@@ -95,7 +103,10 @@ int main(void)
     c.gpr[RBX] = TEST_VA;
     c.rflags |= FL_TF;
     FAULTS(&c, PF, PF_U);
+}
 
+static void system_calls(void)
+{
     /* SYSCALL with TF masked by SFMASK: no trap on the way in; SYSRET with TF set in R11 steps the next instruction. */
     wrmsr(MSR_STAR, (u64)SEL_UCODE32 << 48 | (u64)SEL_KCODE << 32);
     wrmsr(MSR_LSTAR, (u64)sys_entry);
@@ -116,7 +127,6 @@ int main(void)
     CHECK_EQ(c.cs & 3, 0);
 
     /* SYSRET that sets TF: the trap comes at once, before the first user instruction. */
-    CODE(do_sysret, "sysretq");
     ctx_kernel(&c, do_sysret);
     c.gpr[RCX] = (u64)user(plain);
     c.gpr[R11] = FL_TF | 2;
@@ -124,10 +134,16 @@ int main(void)
     CHECK_EQ(step(), DB);
     CHECK_EQ(c.rip, user(plain));
     CHECK_EQ(last_dr6 & 0x4000, 0x4000);
+}
 
+int main(void)
+{
+    one_by_one();
+    repeated();
+    delayed();
+    system_calls();
     /* ICEBP shares the vector but not BS. */
     if (left_out(TCG | LAB, "INT1 in kernel mode")) return done();
-    CODE(icebp, ".byte 0xf1");
     ctx_kernel(&c, icebp);
     CHECK_EQ(step(), DB);
     CHECK_EQ(last_dr6 & 0x4000, 0);
