@@ -1,7 +1,7 @@
 #!/bin/bash
 # bench/io_paths.sh [--engine soft|kvm] [--count N] [--check]
 # What one 4 KiB request costs on each way through the VMM: exits, notifications, interrupts, copies (docs/io-paths.md). Counts, not times:
-# they are the same on any host.
+# the disks' are the same on any host, the network's nearly.
 #   NACELLE=build/nacelle   the program under test
 set -euo pipefail
 cd "$(dirname "$0")/.."
