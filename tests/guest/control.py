@@ -215,7 +215,7 @@ def quit_slowly():
     """The machine ends at once, whatever is being opened, and who waits for that is told."""
     server, path = silent_server("silent2")
     adding = add_in_background(path)
-    server.accept()
+    connection, _ = server.accept()
     begin = time.monotonic()
     ctl("quit")
     status = guest.wait(60)
@@ -223,6 +223,7 @@ def quit_slowly():
     out, _ = adding.communicate(timeout=60)
     check("quit", status == 0 and took < 10 and os.listdir(WORK + "/run") == [".lock"], "in %.1f s" % took)
     check("quit-opening", "the machine has ended" in json.loads(out)["error"]["message"], out.replace("\n", " "))
+    connection.close()
     server.close()
 
 
