@@ -111,7 +111,10 @@ static int ps_verb(int argc, char **argv)
     } else {
         print_table(list);
     }
-    if (removed) nc_info("removed the sockets of %u machines that had been killed", removed);
+    if (removed == 1)
+        nc_info("removed the socket of a machine that had been killed");
+    else if (removed)
+        nc_info("removed the sockets of %u machines that had been killed", removed);
     cJSON_Delete(list);
     return 0;
 }
