@@ -281,7 +281,7 @@ static void test_complaints(void **state)
         rig_store(t.r, t.r->q[1].driver + 2, 1000); /* so many can't be in a ring of 16 */
         rig_kick(t.r, &t.r->q[1]);
         for (unsigned k = 0; k < 10000 && !(rig_status(t.r) & VIRTIO_CONFIG_S_NEEDS_RESET); k++) usleep(500);
-        good &= rig_status(t.r) & VIRTIO_CONFIG_S_NEEDS_RESET;
+        good = good && rig_status(t.r) & VIRTIO_CONFIG_S_NEEDS_RESET;
         if (!good) break;
     }
     fflush(stderr);
