@@ -11,6 +11,7 @@ generic) meta=linux-image-amd64 ;;
 esac
 link=$cache/vmlinuz-$1
 if [ ! -e "$link" ]; then
+    [ -z "${NACELLE_LAB:-}" ] || { echo "guest: there is no $link, and the lab has no network; get it on the host first, with tools/kernel.sh $1" >&2 && exit 1; }
     mkdir -p "$cache"
     real() { apt-cache depends "$meta" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1; }
     package=$(real)

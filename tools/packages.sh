@@ -21,6 +21,10 @@ trap 'rm -rf "$cache/preferences.$$" "$cache/partial.$$"' EXIT
 apt_options=(-q -o Dir::Etc::Preferences="$cache/preferences.$$" -o Dir::Etc::PreferencesParts=/nonexistent
     -o Dir::State::status=/dev/null -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un 2>/dev/null || echo root)")
 
+# The lab's box (lab/run) has no network: better a sentence than minutes of trying.
+need_network() {
+    [ -z "${NACELLE_LAB:-}" ] || { echo "guest: $* is not in ${NACELLE_GUEST_CACHE:-build/guest}, and the lab has no network; get it on the host first, with tools/packages.sh" >&2 && exit 1; }
+}
 update_lists() {
     echo "guest: fetching new package lists" >&2
     if [ "$(id -u)" = 0 ]; then apt-get update -q >&2; else sudo apt-get update -q >&2; fi
@@ -43,6 +47,7 @@ resolve() {
 key=$(printf '%s\n' $closure "$@" | sha256sum | cut -c1-16)
 list=$cache/lists/$key
 if [ ! -s "$list" ]; then
+    need_network "$*"
     resolve "$@" >"$list.$$" 2>"$list.err.$$" || {
         update_lists
         resolve "$@" >"$list.$$"
@@ -62,6 +67,7 @@ while read -r package; do
 done <"$list"
 
 if [ ${#wanted[@]} -gt 0 ]; then
+    need_network "${wanted[@]}"
     echo "guest: downloading ${#wanted[@]} Debian packages for: $*" >&2
     mkdir -p "$cache/partial.$$"
     download() { (cd "$cache/partial.$$" && apt-get "${apt_options[@]}" download "${wanted[@]}" >download.log 2>&1); }

@@ -62,18 +62,20 @@ class Guest:
         return bool(data)
 
     def expect(self, pattern, seconds=60):
-        """Waits for a regular expression in new output; returns the match and the time it came."""
+        """Waits for a regular expression in new output; returns the match and the time it came. One that ends with "$" waits for the line's end."""
         end = time.monotonic() + seconds
+        ended = False
         while True:
-            match = re.compile(pattern, re.M).search(self.text, self.position)
+            seen = len(self.text) if ended or not pattern.endswith("$") else self.text.rfind("\n") + 1
+            match = re.compile(pattern, re.M).search(self.text[:seen], self.position)
             if match:
                 self.position = match.end()
                 return match, time.monotonic()
+            if ended:
+                fail("the VM ended (status %d) without %r:\n%s" % (self.process.returncode, pattern, self.text[-800:]))
             if time.monotonic() > end:
                 fail("no %r within %d s; the end of what there is:\n%s" % (pattern, seconds, self.text[-800:]), self)
-            if not self.read(end - time.monotonic()) and self.process.poll() is not None:
-                if not re.compile(pattern, re.M).search(self.text, self.position):
-                    fail("the VM ended (status %d) without %r:\n%s" % (self.process.returncode, pattern, self.text[-800:]))
+            ended = not self.read(end - time.monotonic()) and self.process.poll() is not None
 
     def wait(self, seconds):
         end = time.monotonic() + seconds

@@ -1,9 +1,16 @@
 #!/bin/bash
 # tests/lab/inside.sh NAME:SECONDS…: runs scripts of tests/lab/box/ one after the other; in the box.
 failed=0
+# What the tests boot may be a link to a place that the box does not have (/run, /var/tmp), or that came after its start.
+guests=${NACELLE_GUEST_CACHE:-build/guest}
+if [ ! -r "$guests/vmlinuz-generic" ]; then
+    echo "FAIL lab: the box does not see $guests$([ ! -L "$guests" ] || echo " (a link to $(readlink "$guests"))"); have it in the checkout"
+    exit 1
+fi
 for entry in "$@"; do
     name=${entry%:*} limit=${entry##*:} started=$SECONDS
     log=/run/lab-test-$name.log
+    echo "-- lab/$name, for at most $limit s"
     timeout -k 5 "$limit" "tests/lab/box/$name.sh" </dev/null 2>&1 | tee "$log"
     status=${PIPESTATUS[0]}
     case $status in

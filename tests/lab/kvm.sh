@@ -32,17 +32,44 @@ where_is() {
     tail -40 /sys/kernel/tracing/trace
 }
 
-kernels() { # kernels NAME...: those that pass on the soft engine pass here; what a kernel leaves out is told by the runner
-    local log
-    log=$(mktemp)
-    BUILD=$build ENGINE=kvm LIMIT=$((60 * slower)) tests/kernels/run.sh "$@" >"$log" 2>&1
-    grep '^PASS' "$log" | while read -r _ name; do pass "$name"; done
-    if grep -q '^FAIL' "$log"; then
-        grep -v '^PASS' "$log" | sed 's/^/     /'
-        while read -r _ name; do fail "$name" "on the kvm engine"; done < <(grep '^FAIL' "$log")
-    fi
-    rm -f "$log"
+# tell WHAT: a runner's lines "PASS name" and "FAIL name" under this group's name, each as it comes, and a failure's other lines in one
+# piece behind it, since two runners may be at work side by side. The runner's last line is its sum; 1 when something failed or that did not come.
+# (Not awk: Debian's reads ahead.)
+tell() {
+    local line verdict='' lines='' bad=0 sum=''
+    while IFS= read -r line; do
+        case $line in
+        PASS\ * | FAIL\ *)
+            printf %s "$verdict$lines"
+            verdict="${line:0:5}lab/$paging/${line:5}"$'\n' lines=
+            if [ "${line:0:4}" = FAIL ]; then bad=1; else printf %s "$verdict" && verdict=; fi
+            ;;
+        *" passed, "*" failed" | "engines: "*" failed") sum=$line ;;
+        *) lines+="     $line"$'\n' ;;
+        esac
+    done
+    printf %s "$verdict$lines"
+    case $bad$sum in
+    1* | 0*" 0 failed") ;;
+    0) bad=1 && echo "FAIL lab/$paging/$1: the runner did not get to its end" ;;
+    *) bad=1 && echo "FAIL lab/$paging/$1: $sum" ;;
+    esac
+    return $bad
 }
+
+# kernels NAME...: those that pass on the soft engine pass here; what a kernel leaves out is told by the runner.
+kernels() {
+    BUILD=$build ENGINE=kvm LIMIT=$((60 * slower)) tests/kernels/run.sh "$@" 2>&1 | tell kernels
+}
+
+# engines ENGINES...: guests that change engines, and clocks after pauses.
+engines() {
+    NACELLE_BUILD=$build tests/engine/run.sh "$@" 2>&1 | tell engines
+}
+
+# On an idle machine a boot takes 10 seconds. One that hangs must leave time for all the others.
+boot_limit=$((75 * slower))
+[ $boot_limit -le 300 ] || boot_limit=300
 
 # boot CPUS: Debian's cloud kernel, with the script and the results of tests/guest/boot.
 boot() {
@@ -52,7 +79,7 @@ boot() {
         -a "console=ttyS0 loglevel=1 panic=-1 nacelle.cpus=$cpus noxsave mitigations=off tsc=reliable" \
         </dev/null >$out.console 2>$out.stderr &
     pid=$!
-    for ((i = 0; i < 150 * slower; i++)); do
+    for ((i = 0; i < boot_limit; i++)); do
         kill -0 $pid 2>/dev/null || break
         sleep 1
     done
