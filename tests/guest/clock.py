@@ -8,7 +8,10 @@ import vm  # noqa: E402
 
 SECONDS = int(os.environ.get("NACELLE_CLOCK_SECONDS", "60"))
 MAX_DRIFT = 0.001
-MAX_IDLE = 0.03
+# The lab's box is an emulated machine: its CPU is slow, and even the quickest reading is late on its way.
+LAB = bool(os.environ.get("NACELLE_LAB"))
+MAX_LATE = 0.05 * vm.SLOWER if LAB else 0
+MAX_IDLE = 0.5 if LAB else 0.03
 MAX_OWN_KIB = 64 * 1024
 RAM = 512 << 20
 
@@ -19,7 +22,7 @@ cpu_at_first = None  # the VMM's CPU time when the latest reading began
 def check(name, good, text):
     global failed
     failed |= not good
-    print("%s clock/%s: %s" % ("PASS" if good else "FAIL", name, text), flush=True)
+    print("%s clock%s/%s: %s" % ("PASS" if good else "FAIL", "" if vm.ENGINE == "soft" else "-" + vm.ENGINE, name, text), flush=True)
 
 
 def reading(guest, seconds):
@@ -40,7 +43,7 @@ def drift(name, a, b):
     host = b[2] - a[2]
     for clock, index in (("monotonic", 0), ("wall", 1)):
         off = a[index] - b[index]
-        check("%s-%s" % (clock, name), abs(off) < MAX_DRIFT * host,
+        check("%s-%s" % (clock, name), abs(off) < MAX_DRIFT * host + MAX_LATE,
               "%+.0f ms in %.1f s: %+.4f %%" % (off * 1000, host, off / host * 100))
 
 

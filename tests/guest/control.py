@@ -20,7 +20,7 @@ failed = False
 def check(name, good, text=""):
     global failed
     failed |= not good
-    print("%s control/%s%s" % ("PASS" if good else "FAIL", name, ": " + text if text else ""), flush=True)
+    print("%s control%s/%s%s" % ("PASS" if good else "FAIL", "" if vm.ENGINE == "soft" else "-" + vm.ENGINE, name, ": " + text if text else ""), flush=True)
 
 
 def nacelle(*words, limit=120):

@@ -12,6 +12,8 @@ import time
 RUNNER = os.environ.get("NACELLE_RUNNER", "nacelle")
 PROGRAM = os.environ.get("NACELLE", "build/nacelle")
 ENGINE = os.environ.get("NACELLE_ENGINE", "soft")
+# In the lab on a machine with other things to do everything takes so many times longer (tests/lab/run.sh).
+SLOWER = int(os.environ.get("NACELLE_SLOWER", "1"))
 
 
 def command(kernel, initrd, cpus, memory, append):
@@ -63,7 +65,7 @@ class Guest:
 
     def expect(self, pattern, seconds=60):
         """Waits for a regular expression in new output; returns the match and the time it came. One that ends with "$" waits for the line's end."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * SLOWER
         ended = False
         while True:
             seen = len(self.text) if ended or not pattern.endswith("$") else self.text.rfind("\n") + 1
@@ -78,7 +80,7 @@ class Guest:
             ended = not self.read(end - time.monotonic()) and self.process.poll() is not None
 
     def wait(self, seconds):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * SLOWER
         while self.process.poll() is None:
             if time.monotonic() > end:
                 fail("the VM did not end within %g s" % seconds, self)
