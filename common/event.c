@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "common/event.h"
 
 #include <errno.h>
@@ -7,12 +8,14 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "common/clock.h"
 
 #define HEAP_ROOM 256
+#define ACCEPT_REST_NS 100000000ull
 
 struct post {
     struct post *next;
@@ -283,6 +286,22 @@ int event_fd_modify(struct event_loop *l, int fd, uint32_t events)
     }
     pthread_mutex_unlock(&l->lock);
     return r;
+}
+
+int event_accept(struct event_loop *l, int listener, struct event_timer *again)
+{
+    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) return fd;
+    if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+        event_fd_modify(l, listener, 0);
+        event_timer_arm(again, clock_mono_ns() + ACCEPT_REST_NS, 0);
+    }
+    return -1;
+}
+
+void event_listen(struct event_loop *l, int listener)
+{
+    event_fd_modify(l, listener, EPOLLIN);
 }
 
 void event_fd_remove(struct event_loop *l, int fd)

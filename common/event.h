@@ -35,6 +35,13 @@ int event_fd_modify(struct event_loop *l, int fd, uint32_t events);
 /* [any] No callback begins after it returned on the loop's thread; from another thread one may still be running. */
 void event_fd_remove(struct event_loop *l, int fd);
 
+/* A client at a listening socket that the loop watches: a descriptor (non-blocking, close-on-exec), the caller's; or -1. Where there are no descriptors to
+ * be had, the loop would find the listener ready for ever: it rests from it until `again` fires, whose function calls event_listen(). */
+struct event_timer;
+int event_accept(struct event_loop *l, int listener, struct event_timer *again);
+/* Watches for clients again. */
+void event_listen(struct event_loop *l, int listener);
+
 /* ---- timers: nanoseconds of CLOCK_MONOTONIC (clock_mono_ns(), common/clock.h) ---- */
 struct event_timer {
     struct event_loop *loop; /* all fields are the loop's */

@@ -213,7 +213,7 @@ static void look(void *ctx)
     struct chardev *c = ctx;
     struct pollfd p = {.fd = c->fd};
     if (c->kind == CHAR_SOCKET) { /* there may be descriptors now */
-        event_fd_modify(c->loop, c->listener, EPOLLIN);
+        event_listen(c->loop, c->listener);
         return;
     }
     if (poll(&p, 1, 0) >= 0 && !(p.revents & POLLHUP)) {
@@ -254,13 +254,8 @@ static void on_client(void *ctx, uint32_t events)
 {
     struct chardev *c = ctx;
     (void)events;
-    int fd = accept4(c->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-        if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) return;
-        event_fd_modify(c->loop, c->listener, 0); /* or the loop would try again and again */
-        event_timer_arm(&c->timer, clock_mono_ns() + LOOK_NS, 0);
-        return;
-    }
+    int fd = event_accept(c->loop, c->listener, &c->timer);
+    if (fd < 0) return;
     event_fd_modify(c->loop, c->listener, 0); /* one at a time: others wait in the queue */
     attach(c, fd);
 }

@@ -12,11 +12,9 @@
 
 #include <cjson/cJSON.h>
 
-#include "common/clock.h"
 #include "common/event.h"
 
-#define REQUESTS_AT_ONCE 16       /* per client, before others get their turn */
-#define ACCEPT_PAUSE_NS 500000000 /* when the process has no descriptor left */
+#define REQUESTS_AT_ONCE 16 /* per client, before others get their turn */
 
 struct client {
     struct client *next;
@@ -359,15 +357,8 @@ static void on_listener(void *ctx, uint32_t events)
     struct control *s = ctx;
     struct nerr ignored;
     (void)events;
-    int fd = accept4(s->cfg.listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0) {
-        /* Out of descriptors: it would be readable for ever. */
-        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-            event_fd_modify(s->cfg.loop, s->cfg.listener, 0);
-            event_timer_arm(&s->accept_again, clock_mono_ns() + ACCEPT_PAUSE_NS, 0);
-        }
-        return;
-    }
+    int fd = event_accept(s->cfg.loop, s->cfg.listener, &s->accept_again);
+    if (fd < 0) return;
     if (!trusted(fd))
         close(fd);
     else if (s->nclients >= CONTROL_MAX_CLIENTS)
@@ -379,7 +370,7 @@ static void on_listener(void *ctx, uint32_t events)
 static void accept_again(void *ctx)
 {
     struct control *s = ctx;
-    event_fd_modify(s->cfg.loop, s->cfg.listener, EPOLLIN);
+    event_listen(s->cfg.loop, s->cfg.listener);
 }
 
 /* ---- events ---- */

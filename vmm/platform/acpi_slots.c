@@ -19,8 +19,8 @@ enum {
 };
 
 #define REGION_IO 1
-#define FIELD_DWORDS \
-    3 /* accessed as 32 bits, no lock, writes keep other bits: there are none in a field as wide as its access */
+/* Accessed as 32 bits, no lock, writes keep other bits: there are none in a field as wide as its access. */
+#define FIELD_DWORDS 3
 #define FIELD_BITS 32
 /* Device object notifications (ACPI 5.6.6) */
 #define DEVICE_CHECK 1

@@ -12,10 +12,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "common/clock.h"
 #include "common/event.h"
-
-#define LISTEN_AGAIN_NS 100000000ull
 
 static void on_socket(void *ctx, uint32_t events);
 
@@ -319,20 +316,15 @@ static void on_socket(void *ctx, uint32_t events)
 void vsock_listen_again(void *ctx)
 {
     struct virtio_vsock *d = ctx;
-    event_fd_modify(d->loop, d->listener, EPOLLIN);
+    event_listen(d->loop, d->listener);
 }
 
 void vsock_accept(void *ctx, uint32_t events)
 {
     struct virtio_vsock *d = ctx;
     (void)events;
-    int fd = accept4(d->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-        if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) return;
-        event_fd_modify(d->loop, d->listener, 0); /* or the loop would try again and again */
-        event_timer_arm(&d->listen_timer, clock_mono_ns() + LISTEN_AGAIN_NS, 0);
-        return;
-    }
+    int fd = event_accept(d->loop, d->listener, &d->listen_timer);
+    if (fd < 0) return;
     pthread_mutex_lock(&d->lock);
     struct vsock_connection *k = vsock_new(d, fd, VSOCK_HANDSHAKE);
     if (k)
