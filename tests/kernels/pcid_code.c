@@ -7,8 +7,8 @@
 #define PAGES 8u    /* of the window, from WINDOW on */
 #define VARIANTS 3u /* of each page's content */
 #define WINDOW TEST_VA
-#define ENTRY \
-    64u /* offset of a page's function; its first bytes belong to the instruction that runs in from the page before */
+/* Offset of a page's function; its first bytes belong to the instruction that runs in from the page before. */
+#define ENTRY 64u
 #define ACROSS (PAGE - 2)
 #define TO_ACROSS 256u /* a jump there */
 #define DATA 2048u

@@ -6,8 +6,8 @@ static struct xinsn insn;
 
 static unsigned code_size;
 
-#define STACK \
-    0x20000ull /* pages 0x20 to 0x30, GPA = GVA + 0x200000; the last one for what runs over the end of 64 KiB */
+/* Pages 0x20 to 0x30, GPA = GVA + 0x200000; the last one for what runs over the end of 64 KiB. */
+#define STACK 0x20000ull
 #define DATA 0x40000ull
 
 static void setup_mode(unsigned code, unsigned stack)

@@ -2,11 +2,11 @@
  * MSI-X. A device describes itself with a struct pci_desc; everything in configuration space that is the same for all of them
  * (command, BARs, capabilities list, MSI-X table, function level reset) is kept here. The host bridge in slot 0 is the bus's own.
  *
- * Threads: functions are added and removed by the event loop's thread while no vCPU runs: before they start, or parked. BAR callbacks come on vCPU threads (any of them, several at once), with no lock held: each
- * device locks itself. config_written, config_reading, bar_moved and reset come one at a time, with the bus's configuration lock held; they may take
- * the device's lock. So nobody may access configuration space through the bus with a device's lock held, and nothing here does but for the guest.
- * pci_msix_notify(), pci_msi_notify(), pci_intx_set(), pci_bus_master() and pci_msi*_enabled() may be called from any thread, with
- * the device's lock held. */
+ * Threads: functions are added and removed by the event loop's thread while no vCPU runs: before they start, or parked. BAR callbacks come on
+ * vCPU threads (any of them, several at once), with no lock held: each device locks itself. config_written, config_reading, bar_moved and
+ * reset come one at a time, with the bus's configuration lock held; they may take the device's lock. So nobody may access configuration space
+ * through the bus with a device's lock held, and nothing here does but for the guest. pci_msix_notify(), pci_msi_notify(), pci_intx_set(),
+ * pci_bus_master() and pci_msi*_enabled() may be called from any thread, with  the device's lock held. */
 #ifndef NACELLE_VMM_PCI_H
 #define NACELLE_VMM_PCI_H
 

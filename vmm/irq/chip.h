@@ -202,9 +202,9 @@ void pic_update(struct pic *p, struct irq_kick *k);     /* with p->lock held: re
 int pic_attach(struct pic *p, struct bus *b, struct nerr *e);
 
 /* ---- eventfds that send messages (irqfd.c), for controllers in user space ---- */
+/* Entries are used again, and freed with the chip only: a callback may still be on its way to one. */
 struct irqfd {
-    struct irqfd
-        *next; /* entries are used again, and freed with the chip only: a callback may still be on its way to one */
+    struct irqfd *next;
     struct irqchip *chip;
     int fd; /* -1: free */
     uint64_t addr;

@@ -13,8 +13,8 @@
 enum { RECEIVE, TRANSMIT, QUEUES };
 #define QUEUE_SIZE 64
 #define SEGMENTS_MAX 64
-#define OUTPUT_MAX \
-    (1u << 20) /* bytes in one buffer: drivers give a page or so; what takes for ever to write is no output */
+/* Bytes in one buffer: drivers give a page or so; what takes for ever to write is no output. */
+#define OUTPUT_MAX (1u << 20)
 
 struct virtio_console {
     struct virtio_device *virtio;
