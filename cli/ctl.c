@@ -21,6 +21,14 @@
 
 /* ---- help ---- */
 
+static void argument_help(const struct control_argument *a, FILE *out)
+{
+    fprintf(out, "      %c %-11s %s", a->required ? '*' : ' ', a->name, a->meaning);
+    if (a->unit) fprintf(out, " (%s)", a->unit);
+    for (unsigned i = 0; a->choices && a->choices[i]; i++) fprintf(out, "%s%s", i ? ", " : ": ", a->choices[i]);
+    fputc('\n', out);
+}
+
 static void ctl_help(FILE *out)
 {
     fputs(
@@ -35,11 +43,7 @@ static void ctl_help(FILE *out)
     for (unsigned i = 0; i < control_ncommands; i++) {
         const struct control_command *c = &control_commands[i];
         fprintf(out, "\n  %-13s %s\n", c->name, c->summary);
-        for (unsigned k = 0; k < c->narguments; k++) {
-            const struct control_argument *a = &c->arguments[k];
-            fprintf(out, "      %c %-11s %s%s%s%s\n", a->required ? '*' : ' ', a->name, a->meaning, a->unit ? " (" : "",
-                    a->unit ? a->unit : "", a->unit ? ")" : "");
-        }
+        for (unsigned k = 0; k < c->narguments; k++) argument_help(&c->arguments[k], out);
     }
     fputs(
         "\nExit status: 0, 1 when the machine answers with an error, 2 for wrong use or when there is no such machine.\n",

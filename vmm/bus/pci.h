@@ -6,7 +6,7 @@
  * vCPU threads (any of them, several at once), with no lock held: each device locks itself. config_written, config_reading, bar_moved and
  * reset come one at a time, with the bus's configuration lock held; they may take the device's lock. So nobody may access configuration space
  * through the bus with a device's lock held, and nothing here does but for the guest. pci_msix_notify(), pci_msi_notify(), pci_intx_set(),
- * pci_bus_master() and pci_msi*_enabled() may be called from any thread, with  the device's lock held. */
+ * pci_bus_master() and pci_msi*_enabled() may be called from any thread, with the device's lock held. */
 #ifndef NACELLE_VMM_PCI_H
 #define NACELLE_VMM_PCI_H
 
