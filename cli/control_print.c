@@ -58,7 +58,7 @@ static void cell(const cJSON *v, const char *unit, char out[CELL])
     else if (cJSON_IsObject(v)) { /* limits */
         cJSON_ArrayForEach(m, v)
         {
-            int n = snprintf(out + used, CELL - used, "%s%s=%.15g", used ? " " : "", m->string, m->valuedouble);
+            int n = snprintf(out + used, CELL - used, "%s%s=%.0f", used ? " " : "", m->string, m->valuedouble);
             if (n < 0 || (size_t)n >= CELL - used) break;
             used += (size_t)n;
         }

@@ -101,6 +101,8 @@ int cli_keyvalue_count(const char *option, const struct cli_keyvalue *kv, unsign
     *out = n;
     bool good = end != v && errno == 0;
     if (good && *end) good = scale(*end, base, out) && !end[1];
+    if (good && *out > CLI_COUNT_MAX)
+        return nerr_set(e, -ERANGE, "%s: %s=%s is too large; give at most %llu", option, kv->key, v, CLI_COUNT_MAX);
     if (good) return 0;
     return nerr_set(e, -EINVAL, "%s: %s=%s is no number; give digits, with K, M, G or T behind them if you like",
                     option, kv->key, v);

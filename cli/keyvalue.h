@@ -34,6 +34,7 @@ int cli_keyvalues_unique(const char *option, const struct cli_keyvalues *kv, con
 /* on, off, yes, no, true, false; a bare word is on. */
 int cli_keyvalue_bool(const char *option, const struct cli_keyvalue *kv, bool *out, struct nerr *e);
 /* A whole number with an optional K, M, G or T of base 1000 or 1024 (`base`); a bare number counts single units. */
+#define CLI_COUNT_MAX (1ull << 53) /* as on the control socket, whose numbers are JSON's */
 int cli_keyvalue_count(const char *option, const struct cli_keyvalue *kv, unsigned base, uint64_t *out, struct nerr *e);
 /* A value that is there and not empty. */
 int cli_keyvalue_text(const char *option, const struct cli_keyvalue *kv, const char **out, struct nerr *e);

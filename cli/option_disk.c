@@ -157,7 +157,7 @@ static int set_key(struct machine_disk *d, const struct cli_keyvalue *kv, struct
     return nerr_set(
         e, -EINVAL,
         OPTION ": unknown key %s; there are path, if, ro, format, cache, discard, aio, packed, serial, id, and limits "
-               "such as read_bps (see 'nacelle help run')",
+               "such as read_bps (see 'nacelle help run'); a comma in a file's name is ,,",
         kv->key);
 }
 
@@ -179,6 +179,10 @@ static int parse(struct cli_disks *all, struct machine_disk *d, struct cli_keyva
     for (unsigned i = 0; i < all->disks && !r; i++)
         if (strcmp(all->disk[i].id, d->id) == 0)
             r = nerr_set(e, -EINVAL, OPTION ": two disks are called %s; give each its own id=", d->id);
+        else if (d->serial[0] && strcmp(all->disk[i].serial, d->serial) == 0)
+            r = nerr_set(e, -EINVAL,
+                         OPTION ": two disks have the serial %s, which guests know them by; give each its own",
+                         d->serial);
     return r;
 }
 

@@ -22,6 +22,9 @@ static void emit(enum log_level level, const char *tag, const char *fmt, va_list
     int m = vsnprintf(line + n, sizeof line - (size_t)n - 1, fmt, ap);
     size_t len = (size_t)n + (m < 0 ? 0 : (size_t)m);
     if (len > sizeof line - 2) len = sizeof line - 2;
+    /* One line, whatever name or option is quoted in it, and nothing that steers a terminal. */
+    for (size_t i = 0; i < len; i++)
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f) line[i] = '?';
     line[len++] = '\n';
     for (size_t done = 0; done < len;) {
         ssize_t w = write(STDERR_FILENO, line + done, len - done);

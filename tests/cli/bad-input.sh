@@ -49,7 +49,8 @@ head -c 300 "$dir/kernel" | head -c 20 >"$dir/short"
 mkdir "$dir/directory"
 mkfifo "$dir/fifo"
 head -c 70000 /dev/urandom | sed 's/HdrS/hdrs/g' >"$dir/random"
-head -c 3000000 /dev/zero >"$dir/big"
+head -c 3000000 /dev/zero | head -c 2999808 >"$dir/big"
+ln -s loop "$dir/loop"
 
 bad 'no arguments to run' 'kernel' run
 bad 'unknown verb' "'fly'" fly
@@ -123,6 +124,26 @@ bad 'disk: unknown key' 'unknown key colour' run -k "$dir/kernel" -d "$dir/disk,
 bad 'disk: unknown model' 'if=floppy.*virtio, ahci' run -k "$dir/kernel" -d "$dir/disk,if=floppy"
 bad 'disk: limit without a number' 'read_bps=fast.*no number' run -k "$dir/kernel" -d "$dir/disk,read_bps=fast"
 bad 'disk: the same one twice' "$dir/disk.*in use" run -k "$dir/kernel" -d "$dir/disk" -d "$dir/disk,ro"
+bad 'disk: a comma in its name' 'unknown key comma;.*,,' run -k "$dir/kernel" -d "$dir/with,comma"
+bad 'disk: a device that is no disk' '/dev/null: it is neither.*give' run -k "$dir/kernel" -d /dev/null
+bad 'disk: a link to itself' "$dir/loop: .*symbolic links" run -k "$dir/kernel" -d "$dir/loop"
+bad 'disk: of the same serial' 'two disks have the serial S,.*give' run -k "$dir/kernel" -d "$dir/disk,serial=S" -d "$dir/big,serial=S"
+bad 'disk: a serial of two lines' 'serial=a.b is not possible' run -k "$dir/kernel" -d "$dir/disk,serial=a"$'\n'b
+bad 'disk: a serial that is too long' 'at most 20' run -k "$dir/kernel" -d "$dir/disk,serial=123456789012345678901"
+bad 'disk: two files' 'two files' run -k "$dir/kernel" -d "$dir/disk,path=$dir/big"
+bad 'disk: a key twice' 'ro is given twice' run -k "$dir/kernel" -d "$dir/disk,ro,ro"
+bad 'disk: another that writes' 'that writes to it; end that' run -k "$dir/kernel" -d "$dir/disk" -d "$dir/disk,ro"
+disks=()
+for i in $(seq 70); do disks+=(-d "$dir/disk,ro"); done
+bad 'disk: 70 of them' '24 disks are the most' run -k "$dir/kernel" "${disks[@]}"
+bad 'disk: more than there are slots' 'no PCI slot is free' run -k "$dir/kernel" "${disks[@]:0:48}" -n none -n none -n none -n none -n none -n none -n none
+for v in -1 -0 1.5M 0x10 '' ' 1' 1e3 1P 18446744073709551616; do
+    bad "disk: a limit of '$v'" 'total_iops=.* no number; give' run -k "$dir/kernel" -d "$dir/disk,total_iops=$v"
+done
+bad 'disk: a limit of 2^63' 'read_bps=9223372036854775808 is too large; give at most' run -k "$dir/kernel" -d "$dir/disk,read_bps=9223372036854775808"
+for uri in nbd: nbd:// 'nbd://[::1' nbd+unix:///x 'nbd+unix:///x?socket='; do
+    bad "disk: $uri" 'give nbd://HOST.*socket=PATH' run -k "$dir/kernel" -d "$uri"
+done
 bad 'disk: called as a network card' 'two devices called a;' run -k "$dir/kernel" -n none,id=a -d "$dir/disk,id=a"
 for own in console0 ahci0 vsock0 rng0; do
     bad "disk: called $own" "two devices called $own;" run -k "$dir/kernel" -d "$dir/disk,id=$own,if=ahci" --console "file=$dir/x" --vsock "cid=3,path=$dir/v"
@@ -132,6 +153,25 @@ bad 'net: unknown item' "unknown item 'colour'" run -k "$dir/kernel" -n user,col
 bad 'net: no forward' 'hostfwd=2222-22 is no forward; give tcp' run -k "$dir/kernel" -n user,hostfwd=2222-22
 bad 'net: limits at odds' 'peak_in is below avg_in' run -k "$dir/kernel" -n user,avg_in=2M,peak_in=1M
 bad 'net: interface of another kind' 'tap=lo' run -k "$dir/kernel" -n tap=lo
+bad 'net: a peak alone' 'peak_in without avg_in; give both' run -k "$dir/kernel" -n none,peak_in=1M
+bad 'net: a burst alone' 'burst_out without avg_out; give both' run -k "$dir/kernel" -n none,burst_out=1M
+bad 'net: an average of next to nothing' 'avg_in=1 is less than 8K' run -k "$dir/kernel" -n none,avg_in=1
+bad 'net: a limit of -1' 'avg_in=-1 is no number' run -k "$dir/kernel" -n none,avg_in=-1
+bad 'net: a limit of 2^63' 'avg_in=9223372036854775808 is too large' run -k "$dir/kernel" -n none,avg_in=9223372036854775808
+bad 'net: a group address' 'is a group address; give' run -k "$dir/kernel" -n user,mac=ff:ff:ff:ff:ff:ff
+bad 'net: two of one address' 'two NICs have the address 52:54:00:00:00:01; give' run -k "$dir/kernel" -n none,mac=52:54:00:00:00:01 -n none,mac=52:54:00:00:00:01
+bad 'net: a forward to elsewhere' 'outside of the guest.s network' run -k "$dir/kernel" -n user,hostfwd=tcp:127.0.0.1:22022-10.9.9.9:22
+bad 'net: a network of one address' 'net=10.0.2.0/31 is no network' run -k "$dir/kernel" -n user,net=10.0.2.0/31
+bad 'net: no name of a tap' 'tap=a/b is no name' run -k "$dir/kernel" -n tap=a/b
+bad 'net: nine of them' 'more than 8 NICs' run -k "$dir/kernel" -n none -n none -n none -n none -n none -n none -n none -n none -n none
+# Root would make the tap; without rights in the network's name space nobody can.
+if unshare -r true 2>/dev/null; then
+    printf '#!/bin/bash\nexec unshare -r "%s" "$@"\n' "$(realpath "$nacelle")" >"$dir/unprivileged"
+    chmod +x "$dir/unprivileged"
+    nacelle=$dir/unprivileged bad 'net: no such tap' 'tap=nosuch: (no such interface.*run .ip tuntap|this host has no /dev/net/tun)' run -k "$dir/kernel" -n tap=nosuch
+fi
+bad 'control: an empty path' '--control: the path is empty' run -k "$dir/kernel" --control ''
+bad 'control: a directory' "$dir/directory is in use or no socket" run -k "$dir/kernel" --control "$dir/directory"
 bad 'net: two of one name' 'two devices called a; give each' run -k "$dir/kernel" -n none,id=a -n none,id=a
 python3 -c 'import socket, sys, time; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1], flush=True); time.sleep(20)' >"$dir/port" &
 taken=$!

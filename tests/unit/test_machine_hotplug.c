@@ -311,6 +311,16 @@ static void test_refusals(void **state)
     assert_int_equal(add("rng0", 2), -EEXIST);
     assert_true(add("other", 0) < 0); /* locked by this very machine */
     assert_non_null(strstr(err.text, image[0]));
+    /* A serial that another has. */
+    struct machine_disk same = disk("same", 2);
+    strcpy(same.serial, "S");
+    assert_int_equal(do_call(&(struct call){.add = &same}), 0);
+    strcpy(same.id, "same2");
+    assert_int_equal(do_call(&(struct call){.add = &same}), -EEXIST);
+    assert_non_null(strstr(err.text, "serial S"));
+    assert_int_equal(ask("same"), 0);
+    out32(SLOTS + 8, 1u << 4);
+    wait_for(&run.gone, 1);
     struct machine_disk none = disk("none", 0), ahci = disk("ahci", 2);
     none.block.path = "/nonexistent/file";
     ahci.model = MACHINE_DISK_AHCI;

@@ -114,7 +114,7 @@ static int lock_file(struct block *b, bool readonly, struct nerr *e)
     if (!r) return 0;
     if (r == -EAGAIN || r == -EACCES)
         return nerr_set(e, -EBUSY, "disk %s: it is in use by another virtual machine or program%s", b->path,
-                        readonly ? " that writes to it" : "; end that, or give both the disk with ro");
+                        readonly ? " that writes to it; end that" : "; end that, or give both the disk with ro");
     nc_warn("disk %s: its file system has no locks (%s); see to it that nobody else uses it", b->path, strerror(-r));
     return 0;
 }
@@ -166,7 +166,7 @@ int block_file_open(struct block *b, const struct block_config *cfg, struct nerr
     if (stat(cfg->path, &st)) return explain_open(cfg, errno, e);
     b->file.device = S_ISBLK(st.st_mode);
     if (!b->file.device && !S_ISREG(st.st_mode))
-        return nerr_set(e, -EINVAL, "disk %s: it is neither a file nor a block device", cfg->path);
+        return nerr_set(e, -EINVAL, "disk %s: it is neither a file nor a block device; give one of these", cfg->path);
     b->file.fd = open(cfg->path, open_flags(cfg, b->file.device));
     if (b->file.fd < 0) return explain_open(cfg, errno, e);
     uint64_t size = 0;

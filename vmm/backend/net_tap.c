@@ -189,6 +189,7 @@ static int open_device(struct tap *t, const char *name, struct nerr *e)
     t->device = true;
     bool up = true;
     look_up(name, !existed, &t->net.mtu, &up);
+    if (!existed) nc_info("--net: there was no tap=%s; it is made, and goes with the machine", name);
     if (!up) nc_warn("--net: tap=%s is down; bring it up with 'ip link set %s up'", name, name);
     return 0;
 }

@@ -389,6 +389,11 @@ static int start_slirp(struct user *u, const struct net_user_config *c, struct n
     inet_pton(AF_INET6, "fec0::3", &s.vnameserver6);
     if ((s.vnameserver.s_addr & s.vnetmask.s_addr) != s.vnetwork.s_addr || s.vnameserver.s_addr == s.vhost.s_addr)
         return nerr_set(e, -EINVAL, "--net: user: the name server is not an address of its own within the network");
+    for (unsigned i = 0; i < c->forwards; i++)
+        if (c->forward[i].guest.s_addr && (c->forward[i].guest.s_addr & s.vnetmask.s_addr) != s.vnetwork.s_addr)
+            return nerr_set(e, -EINVAL,
+                            "--net: hostfwd leads to an address outside of the guest's network; leave it out, "
+                            "or give one of net=");
     u->slirp = slirp_new(&s, &callbacks, u);
     return u->slirp ? 0 : nerr_set(e, -EINVAL, "--net: user: libslirp does not start with these settings");
 }

@@ -169,6 +169,7 @@ int control_claim(const char *name, const char *path, struct control_place *out,
         snprintf(out->name, sizeof(out->name), "%s", name);
     else
         snprintf(out->name, sizeof(out->name), "vm-%d", (int)getpid());
+    if (path && !*path) return nerr_set(e, -EEXIST, "--control: the path is empty; give a file, or none");
     if (path) {
         if (snprintf(out->path, sizeof(out->path), "%s", path) >= (int)sizeof(out->path))
             return nerr_set(e, -EEXIST, "--control: the path %.60s... is too long for a socket; give a shorter one",

@@ -114,6 +114,7 @@ static int add_disks(struct machine *m, const struct machine_config *c, struct n
         struct machine_device *slot = machine_device_claim(m, "--disk", disk->id, e);
         if (!slot) return -EEXIST;
         struct block *b;
+        memcpy(slot->serial, disk->serial, sizeof(slot->serial));
         int r = block_open(&disk->block, m->loop, &b, e);
         if (r) return r;
         machine_disk_opened(slot, b);

@@ -100,6 +100,13 @@ static void make_up_id(struct machine *m, char id[32])
     for (unsigned i = 0; !id[0] || machine_device_find(m, id); i++) snprintf(id, 32, "disk%u", i);
 }
 
+static bool serial_taken(const struct machine *m, const char *serial)
+{
+    for (unsigned i = 0; i < m->devices && serial[0]; i++)
+        if (m->device[i].id[0] && strcmp(m->device[i].serial, serial) == 0) return true;
+    return false;
+}
+
 static int check(struct machine *m, const struct machine_disk *d, struct nerr *e)
 {
     if (d->model != MACHINE_DISK_VIRTIO)
@@ -109,6 +116,9 @@ static int check(struct machine *m, const struct machine_disk *d, struct nerr *e
     if (there && there->opening)
         return nerr_set(e, -EEXIST, "disk %s: a disk of that name is being opened; give another id=", d->id);
     if (there) return nerr_set(e, -EEXIST, "disk %s: there is a device of that name already; give another id=", d->id);
+    if (serial_taken(m, d->serial))
+        return nerr_set(e, -EEXIST, "disk %s: there is a disk of serial %s already; give another serial=", d->id,
+                        d->serial);
     return 0;
 }
 
@@ -137,6 +147,7 @@ int machine_disk_add(struct machine *m, const struct machine_disk *wanted, machi
     struct machine_device *d = machine_device_add(m, disk.id, NULL, NULL);
     if (!d) return nerr_set(e, -ENOSPC, "disk %s: no more devices are possible; remove one first", disk.id);
     d->opening = true;
+    memcpy(d->serial, disk.serial, sizeof(d->serial));
     r = machine_open(m, &disk, d, done, ctx, e);
     if (r) *d = (struct machine_device){0};
     return r;

@@ -54,6 +54,7 @@ struct machine_device {
     enum machine_disk_state life;
     void *dev;
     void (*destroy)(void *dev); /* back ends included. No vCPU runs; the event loop's thread calls */
+    char serial[21];            /* a disk's, where the user gave one */
     bool opening;               /* a disk whose image is being opened: nothing else is there yet */
     struct block *block;        /* a disk's back end, for statistics and control, or NULL */
     struct net *net;            /* a NIC's, or NULL */

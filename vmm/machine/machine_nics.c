@@ -54,6 +54,22 @@ static int add_e1000(struct machine *m, const struct machine_nic *nic, struct ma
     return 0;
 }
 
+/* Two cards of one address can't be told apart, by a guest's names for them least of all. */
+static int check_macs(const struct machine_config *c, struct nerr *e)
+{
+    static const uint8_t none[6];
+    for (unsigned i = 0; i < c->nnics; i++)
+        for (unsigned k = 0; k < i && memcmp(c->nics[i].mac, none, 6); k++)
+            if (!memcmp(c->nics[i].mac, c->nics[k].mac, 6)) {
+                const uint8_t *a = c->nics[i].mac;
+                return nerr_set(
+                    e, -EINVAL,
+                    "--net: two NICs have the address %02x:%02x:%02x:%02x:%02x:%02x; give each its own mac=", a[0],
+                    a[1], a[2], a[3], a[4], a[5]);
+            }
+    return 0;
+}
+
 static int add_nic(struct machine *m, const struct machine_nic *given, unsigned number, struct nerr *e)
 {
     struct machine_nic nic = *given;
@@ -68,7 +84,7 @@ static int add_nic(struct machine *m, const struct machine_nic *given, unsigned 
 
 int machine_nics_create(struct machine *m, const struct machine_config *c, struct nerr *e)
 {
-    int r = 0;
+    int r = check_macs(c, e);
     for (unsigned i = 0; i < c->nnics && !r; i++) r = add_nic(m, &c->nics[i], i, e);
     return r;
 }
