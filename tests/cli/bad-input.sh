@@ -134,7 +134,7 @@ bad 'disk: two files' 'two files' run -k "$dir/kernel" -d "$dir/disk,path=$dir/b
 bad 'disk: a key twice' 'ro is given twice' run -k "$dir/kernel" -d "$dir/disk,ro,ro"
 bad 'disk: another that writes' 'that writes to it; end that' run -k "$dir/kernel" -d "$dir/disk" -d "$dir/disk,ro"
 disks=()
-for i in $(seq 70); do disks+=(-d "$dir/disk,ro"); done
+for _ in $(seq 70); do disks+=(-d "$dir/disk,ro"); done
 bad 'disk: 70 of them' '24 disks are the most' run -k "$dir/kernel" "${disks[@]}"
 bad 'disk: more than there are slots' 'no PCI slot is free' run -k "$dir/kernel" "${disks[@]:0:48}" -n none -n none -n none -n none -n none -n none -n none
 for v in -1 -0 1.5M 0x10 '' ' 1' 1e3 1P 18446744073709551616; do

@@ -59,8 +59,8 @@ static int check_macs(const struct machine_config *c, struct nerr *e)
 {
     static const uint8_t none[6];
     for (unsigned i = 0; i < c->nnics; i++)
-        for (unsigned k = 0; k < i && memcmp(c->nics[i].mac, none, 6); k++)
-            if (!memcmp(c->nics[i].mac, c->nics[k].mac, 6)) {
+        for (unsigned k = 0; k < i && memcmp(c->nics[i].mac, none, 6) != 0; k++)
+            if (memcmp(c->nics[i].mac, c->nics[k].mac, 6) == 0) {
                 const uint8_t *a = c->nics[i].mac;
                 return nerr_set(
                     e, -EINVAL,
