@@ -172,6 +172,21 @@ def plug(listener):
     check("disk-remove-guest", guest.until("ls /sys/block | grep -c vdb || true", "0") == "0")
 
 
+def plug_qcow2(listener):
+    """Its storage daemon was started by the thread that opened it, and lives until the disk goes."""
+    path = WORK + "/more.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
+    reply = ctl("disk-add", "path=" + path)
+    seen = guest.until("echo $(cat /sys/block/vdb/size)", "16384")
+    time.sleep(1)
+    written = guest.run("seq 100000 | dd of=/dev/vdb bs=64k conv=fsync 2>/dev/null; head -c 588895 /dev/vdb | md5sum; seq 100000 | md5sum").split()
+    format_ = ctl("status")["disks"][1]["format"]
+    ctl("disk-remove", reply["id"])
+    event = json.loads(listener.readline())
+    check("disk-add-qcow2", seen == "16384" and written[0] == written[2] and format_ == "qcow2" and event["event"] == "disk-removed", " ".join(written))
+    check("disk-add-qcow2-after", subprocess.run(["qemu-img", "check", "-q", path], check=False).returncode == 0)
+
+
 def silent_server(name):
     """Takes connections and says nothing: the socket, and what to give as a disk's path."""
     s = socket.socket(socket.AF_UNIX)
@@ -307,6 +322,7 @@ def main():
     pause(listener)
     disks()
     plug(listener)
+    plug_qcow2(listener)
     plug_slowly()
     json.loads(listener.readline())  # disk-removed
     nics()
