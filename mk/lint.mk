@@ -31,7 +31,7 @@ $(BUILD)/tidy/%.c.ok: %.c .clang-tidy $(FLAGS_FILE)
 	$(call say,TIDY,$<)
 	$(Q)mkdir -p $(@D)
 	$(Q)timeout 300 clang-tidy --quiet $< -- -std=gnu17 -I. $(if $(filter $<,$(SOFT_STRICT_SRC)),-mgeneral-regs-only) 2>&1 | \
-	    { grep -v 'warnings generated\|^Suppressed\|^Use -header-filter' || true; }; exit $${PIPESTATUS[0]}
+	    { grep -v 'warnings\? generated\|^Suppressed\|^Use -header-filter' || true; }; exit $${PIPESTATUS[0]}
 	$(Q)touch $@
 
 format:
