@@ -87,8 +87,8 @@ def user(model, extra=""):
     stats = finish(guest)
     nic = [d for d in stats["pci"] if d["name"] == "net0"][0]
     check(nic["bytes_in"] > 10 * len(DATA) and nic["bytes_out"] > 2 * len(DATA), "statistics: %s" % nic)
-    # Once each way, and again only where the guest had no room.
-    check(nic["bytes_copied"] < 1.5 * (nic["bytes_in"] + nic["bytes_out"]), "copied too often: %s" % nic)
+    # Once each way, and once more what had to wait for room in the guest: on a busy host that can be most of what came in.
+    check(nic["bytes_copied"] < 2.1 * nic["bytes_in"] + 1.1 * nic["bytes_out"], "copied too often: %s" % nic)
 
 
 def tap(model):
