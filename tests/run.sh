@@ -67,7 +67,7 @@ if wanted cli; then
     done
 fi
 for directory in kernels engine diff fuzz tsan lab; do
-    if wanted $directory && [ -x tests/$directory/run.sh ]; then run $directory 2400 tests/$directory/run.sh; fi
+    if wanted $directory && [ -x tests/$directory/run.sh ]; then run $directory $((NACELLE_LONG ? 14400 : 2400)) tests/$directory/run.sh; fi
 done
 if wanted guest; then
     for script in tests/guest/*.sh; do
