@@ -45,7 +45,7 @@ fi
 initrd=$out/initramfs-$release.cpio
 key=$({
     echo "$busybox ${wanted[*]}"
-    cat lab/image.sh lab/init tools/mkcpio.c
+    cat lab/image.sh lab/init lab/kvm_pin.c tools/mkcpio.c
 } | sha256sum)
 if [ ! -s "$initrd" ] || [ "$(cat "$initrd.key" 2>/dev/null)" != "$key" ]; then
     mkcpio=$out/mkcpio
@@ -56,6 +56,7 @@ if [ ! -s "$initrd" ] || [ "$(cat "$initrd.key" 2>/dev/null)" != "$key" ]; then
     mkdir -p "$tree"/{bin,dev,proc,sys,modules,lower,upper,root}
     cp "$busybox" "$tree/bin/busybox"
     install -m 755 lab/init "$tree/init"
+    "${CC:-gcc}" -std=gnu17 -O2 -static lab/kvm_pin.c -o "$tree/bin/kvm_pin"
     for name in "${wanted[@]}"; do
         # "path: dependency dependency…", what is needed first comes last.
         line=$(grep "/$name\.ko:" "$modules/modules.dep") || { echo "lab: the kernel has no module $name" >&2 && exit 1; }

@@ -81,5 +81,7 @@ fi
 mapfile -t tree_list <<<"$trees"
 "$mkcpio" -x usr/share/doc -x usr/share/man -x usr/share/locale -x usr/share/info -x usr/share/lintian \
     -x usr/share/bash-completion "$out.$$" "${tree_list[@]}" "$overlay"
+# (Both anew: a copy of this directory may be made of hard links.)
 mv "$out.$$" "$out"
-echo "$parts" >"$out.parts"
+echo "$parts" >"$out.parts.$$"
+mv "$out.parts.$$" "$out.parts"

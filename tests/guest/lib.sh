@@ -4,10 +4,11 @@
 #   NACELLE         the program under test (build/nacelle)
 #   NACELLE_ENGINE  its CPU engine (soft)
 #   NACELLE_APPEND  more for the guests' kernel command line
+#   NACELLE_GUEST_WORK  where it keeps images and output (guest-tests in the build directory)
 #   NACELLE_RUNNER  "qemu" runs the same guests under QEMU instead: to prove a test before the engine
 guest_runner=${NACELLE_RUNNER:-nacelle}
 guest_program=${NACELLE:-build/nacelle}
-guest_work=${NACELLE_BUILD:-build}/guest-tests
+guest_work=${NACELLE_GUEST_WORK:-${NACELLE_BUILD:-build}/guest-tests}
 mkdir -p "$guest_work"
 
 # guest_command RUNNER KERNEL INITRD CPUS MEMORY APPEND: sets the array `guest_argv`.
