@@ -20,6 +20,7 @@ for entry in "$@"; do
     *) grep -q '^FAIL ' "$log" || echo "FAIL lab/$name (exit status $status)" ;;
     esac
     [ "$status" = 0 ] || [ "$status" = 77 ] || failed=1
+    [ -z "${NACELLE_LAB_DONE:-}" ] || echo "$name $status" >>"$NACELLE_LAB_DONE"
     # What a script left running must not disturb the next.
     busybox killall -q -KILL nacelle qemu-system-x86_64
 done
