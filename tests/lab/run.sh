@@ -4,15 +4,13 @@
 # A script's lines near its start say what it needs: "# lab: OPTIONS" (of lab/run) and "# limit: SECONDS" (120). Scripts with the same
 # options share one box, one after the other. A script passes by exit status 0 and is skipped by 77, or
 # prints its own lines "PASS name", "FAIL name", "SKIP name". "# prepare: COMMAND" is run on this host
-# first; "# long" is for make test-long only. NACELLE_LAB_TESTS="NAME…" takes only these.
+# first; "# long" is for make test-long only, where other scripts may do more and take ten times longer. NACELLE_LAB_TESTS="NAME…" takes only these.
 cd "$(dirname "$0")/../.." || exit 1
 build=${NACELLE_BUILD:-build}
 only=" ${NACELLE_LAB_TESTS:-} "
 failed=0
 # On a machine with other things to do everything takes so many times longer.
 slower=$(awk -v cpus="$(nproc)" '{ n = int($1 / cpus + 1); print (n > 8 ? 8 : n) }' /proc/loadavg)
-longer=1
-[ -z "${NACELLE_LONG:-}" ] || longer=10
 wanted() { [ "$only" = "  " ] || [[ $only == *" $1 "* ]]; }
 
 if wanted self; then tests/lab/self.sh || failed=1; fi
@@ -22,7 +20,8 @@ declare -A boxes limits
 for script in tests/lab/box/*.sh; do
     name=$(basename "$script" .sh)
     wanted "$name" || continue
-    [ -n "${NACELLE_LONG:-}" ] || ! grep -qx '# long' "$script" || continue
+    longer=$([ -n "${NACELLE_LONG:-}" ] && echo 10 || echo 1)
+    if grep -qx '# long' "$script"; then [ $longer = 10 ] && longer=1 || continue; fi
     options=" $(sed -n '1,12s/^# lab: *//p' "$script" | head -1)"
     limit=$(sed -n '1,12s/^# limit: *//p' "$script" | head -1)
     limit=$((${limit:-120} * slower * longer))
@@ -41,7 +40,7 @@ for options in "${!boxes[@]}"; do
     for attempt in 1 2 3; do
         : >"$build/lab-done"
         # shellcheck disable=SC2086 # words on purpose
-        lab/run $options --timeout "${limits[$options]}" --env NACELLE --env NACELLE_BUILD="$build" --env NACELLE_LONG --env NACELLE_SLOWER="$slower" \
+        lab/run $options --timeout "${limits[$options]}" --env NACELLE --env NACELLE_BUILD="$build" --env NACELLE_LONG --env NACELLE_LAB_GUESTS --env NACELLE_SLOWER="$slower" \
             --env NACELLE_LAB_DONE="$build/lab-done" tests/lab/inside.sh $left
         status=$?
         ! grep -qvE ' (0|77)$' "$build/lab-done" || failed=1
