@@ -50,6 +50,7 @@ struct label {
     bool here;             /* jumps of the block lead here */
     bool back;             /* some of them from behind */
     bool counted;          /* the head of an inner loop that is better off in strips when it goes on for long */
+    uint8_t end;           /* counted: the branch back */
     uint8_t *entry, *host; /* for jumps from before it; from behind */
 };
 /* A jump forward in a nest, to be patched. */
@@ -86,6 +87,7 @@ struct tr {
     /* A nest of loops: */
     bool nest, before_nest; /* this is one; one begins behind this block */
     uint8_t nest_count;     /* register that counts rounds of inner loops; NO_REG: none do */
+    uint16_t inner_lent;    /* registers lent out for the inner loop that is being translated, beside loop_lent */
     bool unreachable;       /* the place that is being translated */
     struct label label[NEST_MAX_INSNS];
     unsigned fixes;
@@ -151,6 +153,11 @@ bool tr_is_self_loop(const struct tr *t);
 void tr_begin_loop(struct tr *t);
 void tr_begin_strip(struct tr *t); /* when strip_rounds is a register: before the loop is translated again */
 void tr_back_edge(struct tr *t, unsigned cc);
+/* Can the group's check stand before the loop of the instructions [from, to)? Makes the group one whose check stands there. */
+bool tr_plan_strip(const struct tr *t, struct group *g, unsigned from, unsigned to);
+void tr_next_round(struct tr *t,
+                   const struct group *g);  /* before the branch back: of a group whose check stands before the loop */
+unsigned tr_take(uint16_t *from, bool low); /* one of the registers `from`; NO_REG: none of them will do */
 
 /* translate_nest.c: loops in loops */
 bool tr_plan_nest(struct tr *t, uint64_t rip); /* after the instructions are decoded; false: this is none */

@@ -34,11 +34,11 @@ bool tr_is_self_loop(const struct tr *t)
 
 /* ---- which checks can leave the loop ---- */
 
-/* By how much the group's address differs at instruction `to` from what it is at the loop's start; false when nobody can tell. */
-static bool moved_until(const struct tr *t, const struct group *g, unsigned to, int32_t *moved)
+/* By how much the group's address differs at instruction `to` from what it is at `from`; false when nobody can tell. */
+static bool moved_until(const struct tr *t, const struct group *g, unsigned from, unsigned to, int32_t *moved)
 {
     *moved = 0;
-    for (unsigned i = 0; i < to; i++) {
+    for (unsigned i = from; i < to; i++) {
         int32_t by, index_by = 0;
         if (tr_base_effect(&t->x[i], g->base, &by) == 2) return false;
         if (g->index != INSN_NOREG && tr_base_effect(&t->x[i], g->index, &index_by) == 2) return false;
@@ -47,25 +47,25 @@ static bool moved_until(const struct tr *t, const struct group *g, unsigned to, 
     return true;
 }
 
-static bool side_exit_before(const struct tr *t, unsigned to)
+static bool side_exit_before(const struct tr *t, unsigned from, unsigned to)
 {
-    for (unsigned i = 0; i < to; i++)
+    for (unsigned i = from; i < to; i++)
         if (t->x[i].kind == XK_JCC) return true;
     return false;
 }
 
-static bool plan_group(struct tr *t, struct group *g)
+bool tr_plan_strip(const struct tr *t, struct group *g, unsigned from, unsigned to)
 {
     int32_t before, stride;
-    if (!moved_until(t, g, g->first, &before) || !moved_until(t, g, t->n, &stride)) return false;
+    if (!moved_until(t, g, from, g->first, &before) || !moved_until(t, g, from, to, &stride)) return false;
     if (stride < -STRIDE_MOST || stride > STRIDE_MOST || before < -4096 || before > 4096) return false;
-    if (g->write && side_exit_before(t, g->first))
+    if (g->write && side_exit_before(t, from, g->first))
         return false; /* a write that may not come must not make it a write check */
     /* lo and hi are relative to the address at `anchor`, which is `hoisted` away from that at `first` */
     g->lo += before - g->hoisted;
     g->hi += before - g->hoisted;
     g->hoisted = before;
-    g->anchor = 0;
+    g->anchor = (uint8_t)from;
     g->stride = stride;
     return true;
 }
@@ -126,7 +126,7 @@ static uint16_t lend_unused(struct tr *t, uint16_t used, unsigned wanted, bool l
     return lent;
 }
 
-static unsigned take(uint16_t *from, bool low)
+unsigned tr_take(uint16_t *from, bool low)
 {
     uint16_t some = low ? *from & 0xff : *from;
     if (!some) return NO_REG;
@@ -187,15 +187,15 @@ void tr_begin_strip(struct tr *t)
 {
     uint16_t left = (uint16_t)(t->loop_lent & ~(1u << t->strip_rounds));
     bool low = t->loop_low;
-    unsigned tmp = take(&left, low); /* stays for other accesses in the loop */
+    unsigned tmp = tr_take(&left, low); /* stays for other accesses in the loop */
     __builtin_memcpy(t->g, t->kept, sizeof t->g);
     t->borrowed = t->loop_lent;
     t->held = (uint16_t)(1u << t->strip_rounds);
     for (unsigned k = 0; k < t->groups; k++) {
         struct group *g = &t->g[k];
-        unsigned r = left ? take(&left, g->no_rex) : NO_REG;
+        unsigned r = left ? tr_take(&left, g->no_rex) : NO_REG;
         if (r == NO_REG) continue;
-        if (!plan_group(t, g)) {
+        if (!tr_plan_strip(t, g, 0, t->n)) {
             left |= (uint16_t)(1u << r);
             continue;
         }
@@ -215,13 +215,21 @@ void tr_begin_loop(struct tr *t)
     uint16_t left = t->loop_lent;
     t->strip_rounds = NO_REG;
     if (strip && __builtin_popcount(left) >= 2) {
-        t->strip_rounds = (uint8_t)take(&left, false);
+        t->strip_rounds = (uint8_t)tr_take(&left, false);
         t->held = (uint16_t)(1u << t->strip_rounds);
         __builtin_memcpy(t->kept, t->g, sizeof t->g);
         tr_request_check(t, 0);
         emit_mov_imm(&t->e, t->strip_rounds, FIRST_ROUNDS);
     }
     t->loop = t->e.p;
+}
+
+/* A host address moves along with the guest's. Keeps the flags. */
+void tr_next_round(struct tr *t, const struct group *g)
+{
+    if (!g->strip || g->index == INSN_NOREG || !g->stride) return;
+    struct host_mem next = {g->reg, INSN_NOREG, 1, g->stride};
+    emit_lea(&t->e, g->reg, next);
 }
 
 /* The loop's own branch: back for another round, or on. */
@@ -237,11 +245,6 @@ void tr_back_edge(struct tr *t, unsigned cc)
         patch_rel32(out, e->p);
         return;
     }
-    for (unsigned k = 0; k < t->groups; k++) {
-        const struct group *g = &t->g[k];
-        if (!g->strip || g->index == INSN_NOREG || !g->stride) continue;
-        struct host_mem next = {g->reg, INSN_NOREG, 1, g->stride}; /* a host address: moves along */
-        emit_lea(e, g->reg, next);
-    }
+    for (unsigned k = 0; k < t->groups; k++) tr_next_round(t, &t->g[k]);
     emit_jcc(e, cc, t->loop);
 }

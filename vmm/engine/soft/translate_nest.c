@@ -69,10 +69,18 @@ static bool moves_steadily(const struct tr *t, unsigned reg, unsigned first, uns
     return true;
 }
 
+static unsigned jumps_back_to(const struct tr *t, unsigned first)
+{
+    unsigned n = 0;
+    for (unsigned i = first; i < t->n; i++) n += t->label[i].to == first;
+    return n;
+}
+
 /* The loop from instruction `first` to the branch at `last`: would a block of its own run it in strips, with some check less in each round? */
 static bool gains_by_strips(const struct tr *t, unsigned first, unsigned last)
 {
     bool gains = false;
+    if (jumps_back_to(t, first) > 1) return false;
     if (t->fl_live[first] || t->x[last].kind != XK_JCC) return false;
     for (unsigned i = first; i <= last; i++) {
         const struct xinsn *x = &t->x[i];
@@ -91,6 +99,7 @@ static void count_inner_loops(struct tr *t)
         unsigned to = t->label[i].to;
         if (to == NO_LABEL || to == 0 || to > i || !gains_by_strips(t, to, i)) continue;
         t->label[to].counted = true;
+        t->label[to].end = (uint8_t)i;
         t->nest_count = 0; /* tr_begin_nest() finds a register */
     }
 }
@@ -149,7 +158,7 @@ void tr_begin_nest(struct tr *t)
     unsigned wanted = scratch_wanted(t);
     t->fixes = 0;
     t->unreachable = false;
-    t->loop_lent = 0;
+    t->loop_lent = t->inner_lent = 0;
     count_inner_loops(t);
     if (t->nest_count != NO_REG) {
         t->nest_count = (uint8_t)(31 - __builtin_clz(unused));
@@ -165,10 +174,73 @@ void tr_begin_nest(struct tr *t)
     t->held = 0;
 }
 
+/* ---- checks before an inner loop ---- */
+
 static uint16_t held_in_nest(const struct tr *t)
 {
     return t->nest_count == NO_REG ? 0 : (uint16_t)(1u << t->nest_count);
 }
+
+/* The checks of accesses that move by a constant each round are done once, for all rounds that the loop may have here. Those that would reach over
+ * the end of a page make the loop a block of its own, that time (SITE_MERGED). */
+#define REACH_MOST 1024
+
+static bool plan_reach(struct tr *t, struct group *g, unsigned from, unsigned to)
+{
+    if (g->first < from || g->last >= to || !tr_plan_strip(t, g, from, to)) return false;
+    int32_t reach = g->stride * (int32_t)(NEST_ROUNDS - 1);
+    if (g->hi - g->lo + (reach < 0 ? -reach : reach) > REACH_MOST) return false;
+    if (reach < 0) g->lo += reach;
+    if (reach > 0) g->hi += reach;
+    return true;
+}
+
+static uint16_t used_between(const struct tr *t, unsigned from, unsigned to)
+{
+    uint16_t used = 1u << R_RSP;
+    for (unsigned i = from; i < to; i++) used |= t->x[i].reg_read | t->x[i].reg_write;
+    return used;
+}
+
+/* Is there an access whose check stays in the loop? It wants a register. */
+static bool checks_stay(const struct tr *t, unsigned from, unsigned to)
+{
+    for (unsigned i = from; i < to; i++) {
+        if (t->x[i].kind != XK_MEM && !tr_is_stack(&t->x[i])) continue;
+        struct group g;
+        if (t->acc[i].group == NO_GROUP) return true;
+        g = t->g[t->acc[i].group];
+        if (!plan_reach((struct tr *)t, &g, from, to)) return true;
+    }
+    return false;
+}
+
+/* Before the loop from instruction `from` on: what it does not use is lent out beside what the nest does not. */
+static void check_before(struct tr *t, unsigned from, unsigned to)
+{
+    uint16_t left = (uint16_t)(t->loop_lent & ~held_in_nest(t));
+    uint16_t unused = (uint16_t) ~(used_between(t, from, to) | t->loop_lent);
+    if (checks_stay(t, from, to)) tr_take(&left, true);
+    for (unsigned k = 0; k < t->groups; k++) {
+        struct group planned = t->g[k];
+        if (!plan_reach(t, &planned, from, to)) continue;
+        unsigned r = tr_take(&left, planned.no_rex);
+        if (r == NO_REG && (r = tr_take(&unused, planned.no_rex)) != NO_REG) {
+            emit_store_gs(&t->e, GS_SAVED(r), r);
+            t->inner_lent |= (uint16_t)(1u << r);
+            t->borrowed |= (uint16_t)(1u << r);
+        }
+        if (r == NO_REG) continue;
+        t->g[k] = planned;
+        t->g[k].strip = true;
+        t->g[k].reg = (uint8_t)r;
+        t->held |= (uint16_t)(1u << r);
+    }
+    for (unsigned k = 0; k < t->groups; k++)
+        if (t->g[k].strip && t->g[k].anchor == from) tr_check_group(t, from, &t->g[k], t->g[k].reg);
+}
+
+/* ---- labels and jumps ---- */
 
 /* Nothing is carried over by way of the instruction before. */
 void tr_nest_label(struct tr *t, unsigned i)
@@ -181,7 +253,10 @@ void tr_nest_label(struct tr *t, unsigned i)
     t->borrowed = t->loop_lent;
     t->held = held_in_nest(t);
     l->entry = t->e.p;
-    if (l->counted) emit_mov_imm(&t->e, t->nest_count, NEST_ROUNDS);
+    if (l->counted) {
+        check_before(t, i, l->end + 1u);
+        emit_mov_imm(&t->e, t->nest_count, NEST_ROUNDS);
+    }
     l->host = t->e.p;
     if (l->back && !l->counted) tr_request_check(t, i);
 }
@@ -199,11 +274,16 @@ static void counted_branch(struct tr *t, unsigned i, unsigned to)
 {
     struct emitter *e = &t->e;
     uint8_t *out = emit_jcc(e, t->x[i].cc ^ 1u, NULL);
+    for (unsigned k = 0; k < t->groups; k++)
+        if (t->g[k].anchor == to) tr_next_round(t, &t->g[k]);
     emit_unary_flags(e, 0xff, 1, t->nest_count); /* dec */
     emit_jcc(e, 5, t->label[to].host);           /* jnz */
     struct cold *c = tr_new_cold(t, COLD_LINK, emit_jmp(e, NULL));
     c->meta = tr_new_link(t, t->x[to].in.rip);
     patch_rel32(out, e->p);
+    tr_restore(t, t->inner_lent);
+    t->inner_lent = 0;
+    t->held = held_in_nest(t);
 }
 
 /* Registers lent out for this place only come back: on the way, when code after a branch goes on with them. */
@@ -211,7 +291,7 @@ static void jump_inside(struct tr *t, unsigned i, unsigned to)
 {
     const struct xinsn *x = &t->x[i];
     bool back = to <= i;
-    uint16_t more = t->borrowed & (uint16_t)~t->loop_lent;
+    uint16_t more = t->borrowed & (uint16_t) ~(t->loop_lent | t->inner_lent);
     if (back || x->kind == XK_JMP) {
         tr_restore(t, more);
         more = 0;
