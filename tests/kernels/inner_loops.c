@@ -75,6 +75,63 @@ CODE(high_bytes,
      "1: mov $3, %r8d; 2: mov (%rsi), %ah; xor %ah, (%rdi); mov %al, 1(%rdi); add $3, %rsi; inc %rdi; dec %r8d;"
      "jnz 2b; dec %rcx; jnz 1b");
 
+// Inner loops whose checks stand before them: downwards, with an index, with registers that only the outer loop uses, with jumps inside that some
+// accesses or moves of addresses are behind, left in the middle, gone round by two branches, at the start of a nest, and for many rounds.
+CODE(inner_down,
+     "1: mov $4, %r8d; lea 96(%rdi), %r9; 2: sub $24, %r9; mov %rax, 8(%r9); add (%rsi,%r8,8), %rax; dec %r8;"
+     "jnz 2b; add $8, %rdi; add $16, %rsi; dec %rcx; jnz 1b");
+CODE(inner_index,
+     "1: mov $5, %r8; 2: mov -8(%rsi,%r8,8), %rax; xor %rax, (%rdi,%r8,4); mov %al, 40(%rdi,%r8); sub $1, %r8; jnz 2b;"
+     "add $12, %rdi; add $8, %rsi; dec %rcx; jnz 1b");
+CODE(
+    inner_lends,
+    "xor %r11, %r11; mov $7, %r12; mov $9, %r13; mov $11, %r14; mov $13, %rbp; 1: mov $3, %r8d; mov %rsi, %r9;"
+    "mov %rdi, %r10; 2: mov (%r9), %rax; add 8(%r9), %rax; add %rax, (%r10); mov (%rsi,%r8,8), %rdx; add %rdx, %r11;"
+    "mov %r11b, (%rdi,%r8); add $8, %r9; add $8, %r10; dec %r8d; jnz 2b; add %r12, %r13; xor %r13, %r14; add %r14, %rbp;"
+    "add %rbp, %rbx; mov %rbx, %r12; add $8, %rdi; add $8, %rsi; dec %rcx; jnz 1b");
+CODE(
+    inner_branch,
+    "1: mov $5, %r8d; 2: mov (%rsi), %rax; test $2, %al; jz 3f; add %rax, %rbx; mov %bl, 4(%rdi); 3: add %rbx, 8(%rdi);"
+    "add $8, %rsi; add $8, %rdi; dec %r8d; jnz 2b; sub $24, %rsi; sub $16, %rdi; dec %rcx; jnz 1b");
+CODE(
+    inner_moves,
+    "1: mov $6, %r8d; 2: mov (%rsi), %rax; test $2, %al; jz 3f; add $8, %rsi; jmp 4f; 3: inc %rbx; 4: add %rax, (%rdi);"
+    "xor %rbx, 8(%rsi); add $5, %rdi; dec %r8d; jnz 2b; sub $8, %rdi; dec %rcx; jnz 1b");
+CODE(
+    inner_exit,
+    "1: mov $7, %r8d; 2: cmpb $0x5a, 3(%rsi); je 9f; mov %rcx, (%rdi); testb $0x11, (%rsi); jz 3f; inc %rbx; 3: add %rbx, 16(%rdi);"
+    "add $8, %rdi; inc %rsi; dec %r8d; jnz 2b; sub $40, %rdi; dec %rcx; jnz 1b; 9: nop");
+CODE(inner_twice,
+     "1: mov $9, %r8d; 2: mov (%rsi), %rax; add $8, %rsi; dec %r8d; jz 3f; test $4, %al; jnz 2b; mov %rax, (%rdi);"
+     "add $8, %rdi; jmp 2b; 3: sub $64, %rsi; dec %rcx; jnz 1b");
+CODE(
+    inner_wanders,
+    "1: mov $9, %r8d; 2: mov (%rsi), %rax; add %rax, (%rdi,%rbx,8); test $6, %al; jz 3f; add $72, %rsi; inc %rbx; jmp 4f;"
+    "3: sub $72, %rsi; dec %rbx; 4: dec %r8d; jnz 2b; sub $8, %rdi; dec %rcx; jnz 1b");
+CODE(
+    inner_entered,
+    "xor %edx, %edx; xor %ebp, %ebp; xor %r9d, %r9d; xor %r10d, %r10d; xor %r11d, %r11d; xor %r12d, %r12d; xor %r13d, %r13d; xor %r14d, %r14d; xor %r15d, %r15d;"
+    "1: mov $5, %r8d; xor %eax, %eax; jmp 3f; 2: mov (%rsi), %rax; add $8, %rsi; 3: add %rax, (%rdi); xor %rcx, 8(%rdi,%rbx,8);"
+    "add $8, %rdi; dec %r8d; jnz 2b; sub $16, %rsi; sub $32, %rdi; dec %rcx; jnz 1b");
+CODE(
+    inner_again,
+    "1: mov $4, %r8d; 2: mov (%rsi,%rbx,8), %rax; add %rax, (%rdi); inc %rbx; add $8, %rdi; dec %r8d; jnz 2b; inc %r8d;"
+    "add $520, %rsi; inc %rdx; test $3, %dl; jnz 2b; sub $2000, %rsi; sub $24, %rdi; dec %rcx; jnz 1b");
+CODE(
+    alone,
+    "1: mov (%rsi,%rbx,8), %rax; test $2, %al; jz 2f; xor %rcx, %rax; 2: mov %rax, (%rdi); mov %al, 32(%rdi,%rbx); inc %rbx;"
+    "add $8, %rdi; dec %rcx; jnz 1b");
+CODE(
+    alone_down,
+    "1: mov (%rsi), %rax; test $2, %al; jnz 2f; add %rax, -8(%rdi); jmp 3f; 2: inc %rdx; 3: mov %dl, -16(%rdi); sub $8, %rsi;"
+    "sub $3, %rdi; dec %rcx; jnz 1b");
+CODE(alone_still,
+     "1: mov (%rsi), %rax; test $2, %al; jz 2f; inc %rdx; 2: add %rdx, (%rdi); add $8, %rsi; dec %rcx; jnz 1b");
+CODE(
+    many_rounds,
+    "and $15, %rcx; inc %rcx; 1: mov $70, %r8d; 2: mov (%rsi), %rax; test $2, %al; jz 3f; inc %rbx; 3: add %rax, (%rdi);"
+    "mov %bl, (%rsi); add $8, %rsi; add $12, %rdi; dec %r8d; jnz 2b; sub $560, %rsi; sub $800, %rdi; dec %rcx; jnz 1b");
+
 static const struct {
     u8 *code;
     const char *name;
@@ -83,12 +140,16 @@ static const struct {
     {               \
         name, #name \
     }
-    ENTRY(store1),    ENTRY(store8),    ENTRY(load8),   ENTRY(copy8),    ENTRY(down8),         ENTRY(down3),
-    ENTRY(step24),    ENTRY(step100),   ENTRY(step512), ENTRY(step700),  ENTRY(indexed),       ENTRY(index_down),
-    ENTRY(two_moves), ENTRY(still),     ENTRY(pushes),  ENTRY(pops),     ENTRY(moved_between), ENTRY(both_ways),
-    ENTRY(carry),     ENTRY(vectors),   ENTRY(reload),  ENTRY(leaves),   ENTRY(divides),       ENTRY(counts_up),
-    ENTRY(rows),      ENTRY(long_rows), ENTRY(either),  ENTRY(top_test), ENTRY(again),         ENTRY(carried),
-    ENTRY(stacked),   ENTRY(crowded),   ENTRY(left),    ENTRY(dividing), ENTRY(high_bytes),    ENTRY(from_outside),
+    ENTRY(store1),       ENTRY(store8),        ENTRY(load8),         ENTRY(copy8),         ENTRY(down8),
+    ENTRY(down3),        ENTRY(step24),        ENTRY(step100),       ENTRY(step512),       ENTRY(step700),
+    ENTRY(indexed),      ENTRY(index_down),    ENTRY(two_moves),     ENTRY(still),         ENTRY(pushes),
+    ENTRY(pops),         ENTRY(moved_between), ENTRY(both_ways),     ENTRY(carry),         ENTRY(vectors),
+    ENTRY(reload),       ENTRY(leaves),        ENTRY(divides),       ENTRY(counts_up),     ENTRY(rows),
+    ENTRY(long_rows),    ENTRY(either),        ENTRY(top_test),      ENTRY(again),         ENTRY(carried),
+    ENTRY(stacked),      ENTRY(crowded),       ENTRY(left),          ENTRY(dividing),      ENTRY(high_bytes),
+    ENTRY(from_outside), ENTRY(inner_down),    ENTRY(inner_index),   ENTRY(inner_lends),   ENTRY(inner_branch),
+    ENTRY(inner_moves),  ENTRY(inner_exit),    ENTRY(inner_twice),   ENTRY(alone),         ENTRY(alone_down),
+    ENTRY(alone_still),  ENTRY(many_rounds),   ENTRY(inner_wanders), ENTRY(inner_entered), ENTRY(inner_again),
 };
 
 enum layout { RAM, HOLE, READ_ONLY, MMIO, LAYOUTS };

@@ -50,6 +50,7 @@ struct label {
     bool here;             /* jumps of the block lead here */
     bool back;             /* some of them from behind */
     bool counted;          /* the head of an inner loop that is better off in strips when it goes on for long */
+    bool stays;            /* counted: has jumps inside, so it can be no block of its own */
     uint8_t end;           /* counted: the branch back */
     uint8_t *entry, *host; /* for jumps from before it; from behind */
 };
@@ -88,6 +89,7 @@ struct tr {
     bool nest, before_nest; /* this is one; one begins behind this block */
     uint8_t nest_count;     /* register that counts rounds of inner loops; NO_REG: none do */
     uint16_t inner_lent;    /* registers lent out for the inner loop that is being translated, beside loop_lent */
+    uint16_t inner_held;    /* those that carry what its checks found */
     bool unreachable;       /* the place that is being translated */
     struct label label[NEST_MAX_INSNS];
     unsigned fixes;

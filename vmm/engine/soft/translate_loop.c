@@ -50,7 +50,7 @@ static bool moved_until(const struct tr *t, const struct group *g, unsigned from
 static bool side_exit_before(const struct tr *t, unsigned from, unsigned to)
 {
     for (unsigned i = from; i < to; i++)
-        if (t->x[i].kind == XK_JCC) return true;
+        if (t->x[i].kind == XK_JCC && !(t->nest && t->label[i].to != NO_LABEL)) return true;
     return false;
 }
 

@@ -76,17 +76,38 @@ static unsigned jumps_back_to(const struct tr *t, unsigned first)
     return n;
 }
 
-/* The loop from instruction `first` to the branch at `last`: would a block of its own run it in strips, with some check less in each round? */
+/* Is instruction `i` made in each round of the loop that starts at `first`, so long as that is not left? */
+static bool each_round(const struct tr *t, unsigned first, unsigned i)
+{
+    for (unsigned k = first; k < i; k++)
+        if (t->label[k].to != NO_LABEL && t->label[k].to > i) return false;
+    return true;
+}
+
+/* Is what lies in between the head and the branch back entered by the head only, and are its jumps forward ones? `jumps`: are there any? */
+static bool one_way_through(const struct tr *t, unsigned first, unsigned last, bool *jumps)
+{
+    *jumps = false;
+    if (jumps_back_to(t, first) > 1) return false;
+    for (unsigned i = 0; i < t->n; i++) {
+        unsigned to = t->label[i].to;
+        bool inside = i >= first && i < last;
+        if (to == NO_LABEL || i == last) continue;
+        if (inside && (to <= i || to > last)) return false;
+        if (!inside && to > first && to <= last) return false;
+        *jumps |= inside;
+    }
+    return true;
+}
+
+/* The loop from instruction `first` to the branch at `last`: is there a check that could stand before it? */
 static bool gains_by_strips(const struct tr *t, unsigned first, unsigned last)
 {
     bool gains = false;
-    if (jumps_back_to(t, first) > 1) return false;
     if (t->fl_live[first] || t->x[last].kind != XK_JCC) return false;
     for (unsigned i = first; i <= last; i++) {
         const struct xinsn *x = &t->x[i];
-        if (i != first && t->label[i].here) return false;
-        if (x->kind == XK_JMP || (i < last && t->label[i].to != NO_LABEL)) return false;
-        if (x->kind != XK_MEM || x->in.mem.base >= 16) continue;
+        if (x->kind != XK_MEM || x->in.mem.base >= 16 || !each_round(t, first, i)) continue;
         gains |= moves_steadily(t, x->in.mem.base, first, last) && moves_steadily(t, x->in.mem.index, first, last);
     }
     return gains;
@@ -97,8 +118,10 @@ static void count_inner_loops(struct tr *t)
     t->nest_count = NO_REG;
     for (unsigned i = 1; i < t->n; i++) {
         unsigned to = t->label[i].to;
-        if (to == NO_LABEL || to == 0 || to > i || !gains_by_strips(t, to, i)) continue;
+        bool jumps;
+        if (to == NO_LABEL || to > i || !one_way_through(t, to, i, &jumps) || !gains_by_strips(t, to, i)) continue;
         t->label[to].counted = true;
+        t->label[to].stays = jumps || to == 0;
         t->label[to].end = (uint8_t)i;
         t->nest_count = 0; /* tr_begin_nest() finds a register */
     }
@@ -158,7 +181,7 @@ void tr_begin_nest(struct tr *t)
     unsigned wanted = scratch_wanted(t);
     t->fixes = 0;
     t->unreachable = false;
-    t->loop_lent = t->inner_lent = 0;
+    t->loop_lent = t->inner_lent = t->inner_held = 0;
     count_inner_loops(t);
     if (t->nest_count != NO_REG) {
         t->nest_count = (uint8_t)(31 - __builtin_clz(unused));
@@ -188,6 +211,12 @@ static uint16_t held_in_nest(const struct tr *t)
 static bool plan_reach(struct tr *t, struct group *g, unsigned from, unsigned to)
 {
     if (g->first < from || g->last >= to || !tr_plan_strip(t, g, from, to)) return false;
+    for (unsigned i = from; i < to; i++) {
+        int32_t by;
+        bool moves =
+            tr_base_effect(&t->x[i], g->base, &by) || (g->index < 16 && tr_base_effect(&t->x[i], g->index, &by));
+        if ((moves || i == g->first) && !each_round(t, from, i)) return false;
+    }
     int32_t reach = g->stride * (int32_t)(NEST_ROUNDS - 1);
     if (g->hi - g->lo + (reach < 0 ? -reach : reach) > REACH_MOST) return false;
     if (reach < 0) g->lo += reach;
@@ -234,8 +263,9 @@ static void check_before(struct tr *t, unsigned from, unsigned to)
         t->g[k] = planned;
         t->g[k].strip = true;
         t->g[k].reg = (uint8_t)r;
-        t->held |= (uint16_t)(1u << r);
+        t->inner_held |= (uint16_t)(1u << r);
     }
+    t->held |= t->inner_held;
     for (unsigned k = 0; k < t->groups; k++)
         if (t->g[k].strip && t->g[k].anchor == from) tr_check_group(t, from, &t->g[k], t->g[k].reg);
 }
@@ -248,10 +278,11 @@ void tr_nest_label(struct tr *t, unsigned i)
     struct label *l = &t->label[i];
     if (i == 0) t->held = held_in_nest(t);
     if (!l->here) return;
-    if (!t->unreachable) tr_restore(t, (uint16_t)~t->loop_lent);
+    uint16_t lent = t->loop_lent | t->inner_lent;
+    if (!t->unreachable) tr_restore(t, (uint16_t)~lent);
     t->unreachable = false;
-    t->borrowed = t->loop_lent;
-    t->held = held_in_nest(t);
+    t->borrowed = lent;
+    t->held = held_in_nest(t) | t->inner_held;
     l->entry = t->e.p;
     if (l->counted) {
         check_before(t, i, l->end + 1u);
@@ -269,7 +300,19 @@ static void jump_out(struct tr *t, const struct xinsn *x)
         tr_link_jump(t, target_of(x), t->mode);
 }
 
-/* The branch back of a loop that leaves for a block of its own in time. */
+/* For as many rounds more, after a safe point. */
+static void check_again(struct tr *t, unsigned head)
+{
+    uint16_t borrowed = t->borrowed, held = t->held;
+    tr_restore(t, t->inner_lent);
+    t->held = held_in_nest(t);
+    tr_request_check(t, head);
+    patch_rel32(emit_jmp(&t->e, NULL), t->label[head].entry);
+    t->borrowed = borrowed;
+    t->held = held;
+}
+
+/* The branch back of a loop whose checks stand before it. One that would be in strips as a block of its own leaves for that in time. */
 static void counted_branch(struct tr *t, unsigned i, unsigned to)
 {
     struct emitter *e = &t->e;
@@ -278,11 +321,15 @@ static void counted_branch(struct tr *t, unsigned i, unsigned to)
         if (t->g[k].anchor == to) tr_next_round(t, &t->g[k]);
     emit_unary_flags(e, 0xff, 1, t->nest_count); /* dec */
     emit_jcc(e, 5, t->label[to].host);           /* jnz */
-    struct cold *c = tr_new_cold(t, COLD_LINK, emit_jmp(e, NULL));
-    c->meta = tr_new_link(t, t->x[to].in.rip);
+    if (t->label[to].stays) {
+        check_again(t, to);
+    } else {
+        struct cold *c = tr_new_cold(t, COLD_LINK, emit_jmp(e, NULL));
+        c->meta = tr_new_link(t, t->x[to].in.rip);
+    }
     patch_rel32(out, e->p);
     tr_restore(t, t->inner_lent);
-    t->inner_lent = 0;
+    t->inner_lent = t->inner_held = 0;
     t->held = held_in_nest(t);
 }
 
