@@ -114,6 +114,10 @@ CODE(
     "1: mov $5, %r8d; xor %eax, %eax; jmp 3f; 2: mov (%rsi), %rax; add $8, %rsi; 3: add %rax, (%rdi); xor %rcx, 8(%rdi,%rbx,8);"
     "add $8, %rdi; dec %r8d; jnz 2b; sub $16, %rsi; sub $32, %rdi; dec %rcx; jnz 1b");
 CODE(
+    inner_then_flags,
+    "1: xor %eax, %eax; 2: inc %rax; mov (%rsi,%rax,4), %r9; cmp $4, %rax; jb 2b; mov %rax, %rdx; mov %r9, 36(%rdi,%rax,4);"
+    "mov (%rsi,%rbx,4), %r10; lea 4(%rdi), %rdi; adc %r10, %r11; mov %r11b, (%rdi); add $4, %rsi; dec %rcx; jnz 1b");
+CODE(
     inner_again,
     "1: mov $4, %r8d; 2: mov (%rsi,%rbx,8), %rax; add %rax, (%rdi); inc %rbx; add $8, %rdi; dec %r8d; jnz 2b; inc %r8d;"
     "add $520, %rsi; inc %rdx; test $3, %dl; jnz 2b; sub $2000, %rsi; sub $24, %rdi; dec %rcx; jnz 1b");
@@ -140,16 +144,23 @@ static const struct {
     {               \
         name, #name \
     }
-    ENTRY(store1),       ENTRY(store8),        ENTRY(load8),         ENTRY(copy8),         ENTRY(down8),
-    ENTRY(down3),        ENTRY(step24),        ENTRY(step100),       ENTRY(step512),       ENTRY(step700),
-    ENTRY(indexed),      ENTRY(index_down),    ENTRY(two_moves),     ENTRY(still),         ENTRY(pushes),
-    ENTRY(pops),         ENTRY(moved_between), ENTRY(both_ways),     ENTRY(carry),         ENTRY(vectors),
-    ENTRY(reload),       ENTRY(leaves),        ENTRY(divides),       ENTRY(counts_up),     ENTRY(rows),
-    ENTRY(long_rows),    ENTRY(either),        ENTRY(top_test),      ENTRY(again),         ENTRY(carried),
-    ENTRY(stacked),      ENTRY(crowded),       ENTRY(left),          ENTRY(dividing),      ENTRY(high_bytes),
-    ENTRY(from_outside), ENTRY(inner_down),    ENTRY(inner_index),   ENTRY(inner_lends),   ENTRY(inner_branch),
-    ENTRY(inner_moves),  ENTRY(inner_exit),    ENTRY(inner_twice),   ENTRY(alone),         ENTRY(alone_down),
-    ENTRY(alone_still),  ENTRY(many_rounds),   ENTRY(inner_wanders), ENTRY(inner_entered), ENTRY(inner_again),
+    ENTRY(store1),        ENTRY(store8),        ENTRY(load8),
+    ENTRY(copy8),         ENTRY(down8),         ENTRY(down3),
+    ENTRY(step24),        ENTRY(step100),       ENTRY(step512),
+    ENTRY(step700),       ENTRY(indexed),       ENTRY(index_down),
+    ENTRY(two_moves),     ENTRY(still),         ENTRY(pushes),
+    ENTRY(pops),          ENTRY(moved_between), ENTRY(both_ways),
+    ENTRY(carry),         ENTRY(vectors),       ENTRY(reload),
+    ENTRY(leaves),        ENTRY(divides),       ENTRY(counts_up),
+    ENTRY(rows),          ENTRY(long_rows),     ENTRY(either),
+    ENTRY(top_test),      ENTRY(again),         ENTRY(carried),
+    ENTRY(stacked),       ENTRY(crowded),       ENTRY(left),
+    ENTRY(dividing),      ENTRY(high_bytes),    ENTRY(from_outside),
+    ENTRY(inner_down),    ENTRY(inner_index),   ENTRY(inner_lends),
+    ENTRY(inner_branch),  ENTRY(inner_moves),   ENTRY(inner_exit),
+    ENTRY(inner_twice),   ENTRY(alone),         ENTRY(alone_down),
+    ENTRY(alone_still),   ENTRY(many_rounds),   ENTRY(inner_wanders),
+    ENTRY(inner_entered), ENTRY(inner_again),   ENTRY(inner_then_flags),
 };
 
 enum layout { RAM, HOLE, READ_ONLY, MMIO, LAYOUTS };

@@ -160,6 +160,7 @@ static void hoist(struct tr *t, struct group *g)
         int32_t by;
         const struct xinsn *x = &t->x[a - 1];
         if (x->kind == XK_JCC && g->write) return;
+        if (t->nest && tr_is_jump(x) && t->label[a - 1].to < a) return; /* into a loop, to be done each round */
         if (group_effect(x, g, &by) == 2) return;
         moved += by; /* the base before x is smaller by `by`: the access lies at lo + by relative to it */
     }

@@ -329,8 +329,8 @@ static void counted_branch(struct tr *t, unsigned i, unsigned to)
     }
     patch_rel32(out, e->p);
     tr_restore(t, t->inner_lent);
+    t->held &= (uint16_t)~t->inner_held;
     t->inner_lent = t->inner_held = 0;
-    t->held = held_in_nest(t);
 }
 
 /* Registers lent out for this place only come back: on the way, when code after a branch goes on with them. */
