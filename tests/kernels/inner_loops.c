@@ -223,19 +223,174 @@ static u64 run(const u8 *code, u64 seed, bool stepped)
     return digest();
 }
 
-static void compare(unsigned n, enum layout l, u64 seed)
+static bool compare(const u8 *code, const char *name, enum layout l, u64 seed)
 {
-    u64 want_memory = run(loops[n].code, seed, true);
+    u64 want_memory = run(code, seed, true);
     struct ctx want = c;
     for (unsigned again = 0; again < 2; again++) { /* the second time with all caches warm */
-        u64 memory = run(loops[n].code, seed, false);
+        u64 memory = run(code, seed, false);
         bool ok = CHECK_EQ(c.vector, want.vector) && CHECK_EQ(c.rip, want.rip) && CHECK_EQ(memory, want_memory);
         if (ok && c.vector == PF) ok = CHECK_EQ(c.cr2, want.cr2) && CHECK_EQ(c.error, want.error);
         for (unsigned i = 0; ok && i < 16; i++) ok = CHECK_EQ(c.gpr[i], want.gpr[i]);
         if (!ok) {
-            print("    %s, %s, seed %lx\n", loops[n].name, layout_name[l], seed);
-            return;
+            print("    %s, %s, seed %lx\n", name, layout_name[l], seed);
+            return false;
         }
+    }
+    return true;
+}
+
+// ---- generated: an outer loop with one or two inner ones, of instructions and jumps that nobody thought of ----
+
+static u8 *text, *at; /* where the program is, and its end so far */
+static u64 dice;
+
+static u64 roll(u64 sides)
+{
+    return random64(&dice) % sides;
+}
+
+static void bytes(unsigned n, u64 v)
+{
+    for (; n; n--, v >>= 8) *at++ = (u8)v;
+}
+
+/* REX.W OPCODE with register `reg` and, as often as not, an index: disp8(RSI or RDI[, RBX, scale]). */
+static void memory_operand(u8 opcode, unsigned reg)
+{
+    unsigned base = roll(2) ? RSI : RDI;
+    *at++ = (u8)(0x48 | (reg >= 8 ? 4 : 0));
+    *at++ = opcode;
+    if (roll(2)) {
+        *at++ = (u8)(0x40 | (reg & 7) << 3 | base);
+    } else {
+        *at++ = (u8)(0x44 | (reg & 7) << 3);
+        *at++ = (u8)(roll(4) << 6 | RBX << 3 | base);
+    }
+    *at++ = (u8)(roll(96) - 48);
+}
+
+static void move_address(void)
+{
+    static const u8 add[] = {0xc6, 0xc7, 0xee, 0xef}; /* add or sub rsi or rdi */
+    switch (roll(4)) {
+    case 0: bytes(3, 0xc3ff48); break; /* inc rbx */
+    case 1: bytes(3, 0xcbff48); break; /* dec rbx */
+    default:
+        bytes(2, 0x8348);
+        *at++ = add[roll(4)];
+        *at++ = (u8)(roll(4) ? 8 : roll(64));
+    }
+}
+
+static void instruction(void)
+{
+    static const u8 data[] = {RAX, RDX, R9, R10, R11};
+    static const u8 through_memory[] = {0x8b, 0x8b, 0x89, 0x89, 0x03, 0x01, 0x33, 0x31, 0x3b, 0x13, 0x11};
+    static const u8 alone[] = {0x01, 0x31, 0x11, 0x89, 0x39, 0x19};
+    unsigned a = data[roll(sizeof data)], b = data[roll(sizeof data)];
+    switch (roll(8)) {
+    case 0:
+    case 1:
+    case 2:
+    case 3: memory_operand(through_memory[roll(sizeof through_memory)], a); break;
+    case 4:
+    case 5: move_address(); break;
+    case 6: /* inc or dec, which leave CF */
+        *at++ = (u8)(0x48 | (a >= 8));
+        *at++ = 0xff;
+        *at++ = (u8)(0xc0 | roll(2) << 3 | (a & 7));
+        break;
+    default:
+        *at++ = (u8)(0x48 | (b >= 8 ? 4 : 0) | (a >= 8));
+        *at++ = alone[roll(sizeof alone)];
+        *at++ = (u8)(0xc0 | (b & 7) << 3 | (a & 7));
+    }
+}
+
+/* Some instructions; now and then a jump past a few of them, or out of it all (patched by program()). */
+static u8 *way_out[16];
+static unsigned ways_out;
+
+static void stretch(unsigned n)
+{
+    while (n--) {
+        unsigned past = roll(5) ? 0 : 1 + (unsigned)roll(3);
+        if (past) {
+            *at++ = (u8)(0x70 | roll(16));
+            u8 *jump = at++;
+            while (past--) instruction();
+            *jump = (u8)(at - (jump + 1));
+        } else if (ways_out < 16 && !roll(40)) {
+            bytes(2, 0x800f | roll(16) << 8);
+            way_out[ways_out++] = at;
+            bytes(4, 0);
+        } else {
+            instruction();
+        }
+    }
+}
+
+static void back_to(const u8 *head, u16 jcc)
+{
+    bytes(2, jcc);
+    bytes(4, (u64)(head - (at + 4)));
+}
+
+static void program(u64 seed)
+{
+    dice = seed;
+    at = text;
+    ways_out = 0;
+    bytes(6, 0xfe8949f48949); /* mov r12, rsi; mov r14, rdi */
+    u8 *outer = at;
+    stretch((unsigned)roll(4));
+    for (unsigned inner = 0; inner < 1 + (seed >> 40 & 1); inner++) {
+        bytes(2, 0xb841); /* mov r8d, rounds */
+        bytes(4, 1 + roll(roll(4) ? 6 : 40));
+        bool entered = !roll(6); /* in the middle, the first time */
+        u8 *jump = at + 1;
+        if (entered) bytes(2, 0xeb);
+        u8 *head = at;
+        stretch((unsigned)roll(4));
+        if (entered) *jump = (u8)(at - (jump + 1));
+        stretch(1 + (unsigned)roll(4));
+        bytes(3, 0xc8ff41); /* dec r8d */
+        back_to(head, 0x850f);
+        stretch((unsigned)roll(5));
+    }
+    bytes(3, 0xc48349); /* add r12, step */
+    *at++ = (u8)(roll(48) - 8);
+    bytes(6, 0xf7894ce6894c); /* mov rsi, r12; mov rdi, r14 */
+    *at++ = 0xbb;             /* mov ebx, index */
+    bytes(4, roll(16));
+    bytes(3, 0xc9ff48); /* dec rcx */
+    back_to(outer, 0x850f);
+    for (unsigned i = 0; i < ways_out; i++) {
+        u8 *end = at;
+        at = way_out[i];
+        bytes(4, (u64)(end - (way_out[i] + 4)));
+        at = end;
+    }
+    bytes(2, 0x81cd); /* int 0x81: the end */
+}
+
+static void generated(unsigned programs)
+{
+    u64 seed = 99;
+    text = pages_alloc(1, PAGE);
+    most = 64;
+    for (unsigned k = 0; k < programs; k++) {
+        enum layout l = k & 3 ? RAM : k >> 2 & 1 ? HOLE : READ_ONLY;
+        u64 of = random64(&seed);
+        special = k % PAGES;
+        lay_out(l);
+        program(of);
+        if (compare(text, "generated", l, random64(&seed))) continue;
+        print("    program %u:", k);
+        for (const u8 *p = text; p < at; p++) print(" %x", *p);
+        print("\n");
+        return;
     }
 }
 
@@ -258,8 +413,9 @@ int main(void)
                 if (l == MMIO && loops[n].code == vectors && !sse) continue;
                 special = k % PAGES;
                 lay_out(l);
-                compare(n, l, random64(&seed));
+                compare(loops[n].code, loops[n].name, l, random64(&seed));
             }
     }
+    generated(have_mmio ? 1200 : 20);
     return done();
 }
