@@ -40,8 +40,13 @@ int main(void)
     if (msr) CHECK(rdmsr(MSR_TSC) >= last);
 
     /* The same speed at two times. */
-    u64 a = tsc_khz_now(), b = tsc_khz_now();
-    CHECK((a > b ? a - b : b - a) < a / 5);
+    u64 a, b;
+    bool same = false;
+    for (unsigned tries = 0; tries < 10 && !same; tries++) { /* a loaded host spoils one now and then */
+        a = tsc_khz_now(), b = tsc_khz_now();
+        same = (a > b ? a - b : b - a) < a / 5;
+    }
+    CHECK(same);
     print("TSC: %lu kHz\n", b);
     struct cpuid leaf = cpuid(0x15, 0);
     if (cpuid(0, 0).a >= 0x15 && leaf.a && leaf.b && leaf.c) { /* where CPUID tells the frequency, it is true */
