@@ -4,6 +4,8 @@
 # The box's CPU is QEMU's emulation, which has faults of its own; guest kernels leave out what it gets wrong (KVM-DIFFERENCES.md).
 # Guests get "noxsave" for that reason, "mitigations=off" since the emulated CPU has faults that kernels warn of, and "tsc=reliable"
 # since its CPUs' time-stamp counters do not agree.
+# shellcheck disable=SC1091
+. tests/lab/again.sh
 nacelle=${NACELLE:-build/nacelle}
 build=${NACELLE_BUILD:-build}
 paging=${paging:?}
@@ -36,11 +38,12 @@ where_is() {
 # piece behind it, since two runners may be at work side by side. The runner's last line is its sum; 1 when something failed or that did not come.
 # (Not awk: Debian's reads ahead.)
 tell() {
-    local line verdict='' lines='' bad=0 sum=''
+    local line verdict='' lines='' bad=0 sum='' bad_names=()
     while IFS= read -r line; do
         case $line in
         PASS\ * | FAIL\ *)
             printf %s "$verdict$lines"
+            [ "${line:0:4}" = PASS ] || bad_names+=("${line:5}")
             verdict="${line:0:5}lab/$paging/${line:5}"$'\n' lines=
             if [ "${line:0:4}" = FAIL ]; then bad=1; else printf %s "$verdict" && verdict=; fi
             ;;
@@ -49,6 +52,7 @@ tell() {
         esac
     done
     printf %s "$verdict$lines"
+    [ ${#bad_names[@]} = 0 ] || printf '%s\n' "${bad_names[@]%%[ :]*}" >"$failures"
     case $bad$sum in
     1* | 0*" 0 failed") ;;
     0) bad=1 && echo "FAIL lab/$paging/$1: the runner did not get to its end" ;;
@@ -59,11 +63,23 @@ tell() {
 
 # kernels NAME...: those that pass on the soft engine pass here; what a kernel leaves out is told by the runner.
 kernels() {
-    BUILD=$build ENGINE=kvm LIMIT=$((60 * slower)) tests/kernels/run.sh "$@" 2>&1 | tell kernels
+    local failures=/run/failures-$BASHPID
+    printf '%s\n' "$@" >"$failures"
+    again kernels_left
+}
+# Of the kernels named in $failures; what fails stays there.
+kernels_left() {
+    local names
+    mapfile -t names <"$failures"
+    BUILD=$build ENGINE=kvm LIMIT=$((60 * slower)) tests/kernels/run.sh "${names[@]}" 2>&1 | tell kernels
 }
 
 # engines ENGINES...: guests that change engines, and clocks after pauses.
 engines() {
+    local failures=/run/failures-$BASHPID
+    again engines_once "$@"
+}
+engines_once() {
     NACELLE_BUILD=$build tests/engine/run.sh "$@" 2>&1 | tell engines
 }
 
@@ -72,7 +88,11 @@ boot_limit=$((75 * slower))
 [ $boot_limit -le 300 ] || boot_limit=300
 
 # boot CPUS: Debian's cloud kernel, with the script and the results of tests/guest/boot.
+# shellcheck disable=SC2034
 boot() {
+    again boot_once "$1" || failed=1
+}
+boot_once() {
     local cpus=$1 out=/run/boot-$1 status pid i
     "$nacelle" run --engine kvm --no-reboot -k "$(tools/kernel.sh cloud)" -i build/guest/test-boot.cpio \
         -c "$cpus" -m 512M \
@@ -94,6 +114,7 @@ boot() {
         tail -20 $out.console | sed 's/^/  | /'
         sed 's/^/  ! /' $out.stderr
         fail "cloud kernel, $cpus CPU" "status $status"
+        return 1
     else
         pass "cloud kernel, $cpus CPU"
     fi

@@ -4,11 +4,13 @@
 # prepare: . tests/guest/lib.sh && tools/kernel.sh generic && guest_image io && guest_image pci && guest_image irq
 # limit: 240
 export NACELLE_ENGINE=kvm NACELLE_APPEND="noxsave mitigations=off tsc=reliable"
+# shellcheck disable=SC1091
+. tests/lab/again.sh
 failed=0
 wires=noapic
 [ -z "${NACELLE_LONG:-}" ] || wires=
 # shellcheck disable=SC2086 # nothing, when it is all
-tests/guest/pci.sh $wires &
-timeout -k 5 $((180 * ${NACELLE_SLOWER:-1})) python3 tests/guest/io.py "$(tools/kernel.sh generic)" build/guest/test-io.cpio || failed=1
+again tests/guest/pci.sh $wires &
+again timeout -k 5 $((180 * ${NACELLE_SLOWER:-1})) python3 tests/guest/io.py "$(tools/kernel.sh generic)" build/guest/test-io.cpio || failed=1
 wait $! || failed=1
 exit $failed
