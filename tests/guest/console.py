@@ -6,7 +6,7 @@ import time
 sys.path.insert(0, os.path.dirname(__file__))
 import vm  # noqa: E402
 
-PROMPT = r"nacelle:[^\n]*# (\x1b\[6n)?$"  # busybox asks the terminal where the cursor is
+PROMPT = r"nacelle:[^\n]*# (\x1b\[6n)?\Z"  # busybox asks the terminal where the cursor is
 QEMU = vm.RUNNER == "qemu"
 
 
