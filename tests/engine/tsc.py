@@ -12,18 +12,15 @@ import vm  # noqa: E402
 ENGINE = sys.argv[1]
 KERNEL = os.path.join(os.environ.get("NACELLE_BUILD", "build"), "kernels/tsc_agree.elf")
 LIMIT = 60
-failed = False
+check = vm.Checks("engine/tsc %s, " % ENGINE)
 
 
 def rounds(guest, name):
     """A whole round from here on: the one under way is not counted."""
-    global failed
     guest.read(0)
     guest.position = len(guest.text)
     lines = [guest.expect(r"^round \d+: (.*)$", LIMIT)[0] for _ in range(2)]
-    good = lines[1][1].startswith("agree")
-    failed |= not good
-    print("%s engine/tsc %s, %s%s" % ("PASS" if good else "FAIL", ENGINE, name, ": " + lines[1][1]), flush=True)
+    check(name, lines[1][1].startswith("agree"), lines[1][1])
 
 
 def main(work):
@@ -60,4 +57,4 @@ def main(work):
 
 with tempfile.TemporaryDirectory() as directory:
     main(directory)
-sys.exit(failed)
+sys.exit(check.failed)

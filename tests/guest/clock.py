@@ -15,14 +15,8 @@ MAX_IDLE = 0.5 if LAB else 0.03
 MAX_OWN_KIB = 64 * 1024
 RAM = 512 << 20
 
-failed = False
+check = vm.Checks("clock%s/" % ("" if vm.ENGINE == "soft" else "-" + vm.ENGINE))
 cpu_at_first = None  # the VMM's CPU time when the latest reading began
-
-
-def check(name, good, text):
-    global failed
-    failed |= not good
-    print("%s clock%s/%s: %s" % ("PASS" if good else "FAIL", "" if vm.ENGINE == "soft" else "-" + vm.ENGINE, name, text), flush=True)
 
 
 def reading(guest, seconds):
@@ -64,4 +58,4 @@ own = guest.resident_beside_ram(RAM)
 check("memory-busy", own < MAX_OWN_KIB or vm.RUNNER == "qemu", "%.1f MiB" % (own / 1024))
 guest.expect(r"^@@END 0$", 60)
 check("end", guest.wait(20) == 0, "powers off")
-sys.exit(failed)
+sys.exit(check.failed)

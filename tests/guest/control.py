@@ -14,13 +14,7 @@ import vm  # noqa: E402
 KERNEL, INITRD, WORK = sys.argv[1:4]
 ENV = dict(os.environ, NACELLE_RUN_DIR=WORK + "/run")
 MIB = 1 << 20
-failed = False
-
-
-def check(name, good, text=""):
-    global failed
-    failed |= not good
-    print("%s control%s/%s%s" % ("PASS" if good else "FAIL", "" if vm.ENGINE == "soft" else "-" + vm.ENGINE, name, ": " + text if text else ""), flush=True)
+check = vm.Checks("control%s/" % ("" if vm.ENGINE == "soft" else "-" + vm.ENGINE))
 
 
 def nacelle(*words, limit=120):
@@ -357,4 +351,4 @@ try:
 finally:
     if guest and guest.process.poll() is None:
         guest.process.kill()
-sys.exit(failed)
+sys.exit(check.failed)

@@ -9,21 +9,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(__file__))
 import debian  # noqa: E402
+import vm  # noqa: E402
 
 LIMIT_SECONDS = 10 if os.environ.get("NACELLE_LONG") else 4
-failed = False
-
-
-def check(name, good, text=""):
-    global failed
-    failed |= not good
-    print("%s disks/%s%s" % ("PASS" if good else "FAIL", name, ": " + text if text else ""), flush=True)
-
-
-def create(path, mib):
-    with open(path, "wb") as f:
-        f.truncate(mib << 20)
-    return path
+check = vm.Checks("disks/")
 
 
 def within(name, got, want, percent):
@@ -37,8 +26,8 @@ def main():
     base = os.path.abspath(directory + "/disk.img")
     before = hashlib.sha256(open(base, "rb").read(32 << 20)).hexdigest()
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, overlay], check=True)
-    raw, sata, direct = (create("%s/%s" % (work, n), 256) for n in ("raw.img", "sata.img", "direct.img"))
-    limited = create(work + "/limited.img", 64)
+    raw, sata, direct = (debian.empty_disk("%s/%s" % (work, n), 256) for n in ("raw.img", "sata.img", "direct.img"))
+    limited = debian.empty_disk(work + "/limited.img", 64)
     guest = debian.Debian(debian.ours(directory, [
         overlay, raw + ",format=raw,serial=RAW-1", direct + ",format=raw,cache=none", sata + ",format=raw,if=ahci",
         limited + ",format=raw,read_bps=2M,write_iops=100", base + ",ro"], append="root=/dev/vda"))
@@ -90,7 +79,7 @@ def main():
         guest = debian.Debian(debian.ours(directory, [overlay])).login()
         check("again-after-kill", guest.run("cat /root/kept").split()[0] == kept)
         check("power-off", guest.power_off() == 0)
-    sys.exit(failed)
+    sys.exit(check.failed)
 
 
 main()

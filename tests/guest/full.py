@@ -9,13 +9,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import vm  # noqa: E402
 
 MIB = 1 << 20
-failed = False
-
-
-def check(name, good, text=""):
-    global failed
-    failed |= not good
-    print("%s full/%s%s" % ("PASS" if good else "FAIL", name, "" if good else ": " + text), flush=True)
+check = vm.Checks("full/", brief=True)
 
 
 def image(path, size, data):
@@ -119,7 +113,7 @@ def main():
         with open(path, "rb") as f:
             f.seek(5 * MIB)
             check(label + "written-" + os.path.basename(path), f.read(MIB) == bytes(MIB) and os.stat(path).st_blocks * 512 >= MIB)
-    sys.exit(failed)
+    sys.exit(check.failed)
 
 
 main()

@@ -14,13 +14,7 @@ import vm  # noqa: E402
 WRITTEN = 2048000
 REQUESTS = 2 * WRITTEN // 4096
 DATA = random.Random(7).randbytes(1 << 20)
-failed = False
-
-
-def check(name, good, text=""):
-    global failed
-    failed |= not good
-    print("%s io/%s-%s%s" % ("PASS" if good else "FAIL", vm.ENGINE, name, ": " + text if text else ""), flush=True)
+check = vm.Checks("io/%s-" % vm.ENGINE)
 
 
 def sums(path):
@@ -88,7 +82,7 @@ def main():
         transfers(guest, work)
         costs(work + "/stats")
         print("\n".join("     " + text for text in guest.text.splitlines() if "MSI" in text or "IO-APIC" in text))
-    return failed
+    return check.failed
 
 
 sys.exit(main())

@@ -9,13 +9,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import vm  # noqa: E402
 
 MACHINES = 4
-failed = False
-
-
-def check(name, good, text=""):
-    global failed
-    failed |= not good
-    print("%s several/%s%s" % ("PASS" if good else "FAIL", name, "" if good else ": " + text), flush=True)
+check = vm.Checks("several/", brief=True)
 
 
 def tree_sum(shared):
@@ -74,7 +68,7 @@ def main():
         check("fsck-%d" % n, done.returncode == 0, done.stdout.decode()[-300:])
     with open(shared, "rb") as f:
         check("shared-unchanged", hashlib.md5(f.read()).hexdigest() == before)
-    sys.exit(failed)
+    sys.exit(check.failed)
 
 
 main()

@@ -124,3 +124,17 @@ def fail(message, guest=None):
         guest.process.send_signal(signal.SIGKILL)
     print("FAIL %s: %s" % (os.path.basename(sys.argv[0]), message), flush=True)
     raise Failed(message)
+
+
+class Checks:
+    """A test's PASS and FAIL lines; `brief`: with the text of FAILs only."""
+
+    def __init__(self, prefix, brief=False):
+        self.prefix = prefix
+        self.brief = brief
+        self.failed = False
+
+    def __call__(self, name, good, text=""):
+        self.failed |= not good
+        text = "" if good and self.brief else text
+        print("%s %s%s%s" % ("PASS" if good else "FAIL", self.prefix, name, ": " + text if text else ""), flush=True)

@@ -8,21 +8,10 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "guest"))
 import debian  # noqa: E402
+import vm  # noqa: E402
 
 LONG = 1200  # seconds: the box is some twenty times slower than its host
-failed = False
-
-
-def check(name, good, text=""):
-    global failed
-    failed |= not good
-    print("%s lab/debian-%s%s" % ("PASS" if good else "FAIL", name, ": " + text if text else ""), flush=True)
-
-
-def create(path, mib):
-    with open(path, "wb") as f:
-        f.truncate(mib << 20)
-    return path
+check = vm.Checks("lab/debian-")
 
 
 def ssh(directory, work, port, command):
@@ -42,7 +31,7 @@ def main():
         port = s.getsockname()[1]
     overlay = work + "/root.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", os.path.abspath(directory + "/disk.img"), overlay], check=True)
-    raw, sata = (create("%s/%s" % (work, n), 64) for n in ("raw.img", "sata.img"))
+    raw, sata = (debian.empty_disk("%s/%s" % (work, n), 64) for n in ("raw.img", "sata.img"))
     guest = debian.Debian(debian.ours(directory, [overlay, raw + ",format=raw,serial=RAW", sata + ",format=raw,if=ahci"], engine="kvm",
                                       append="noxsave mitigations=off tsc=reliable", extra=["--net", "user,hostfwd=tcp:127.0.0.1:%d-:22" % port]))
     guest.login()
@@ -65,7 +54,7 @@ def main():
     errors = guest.run("dmesg | grep -ciE 'i/o error|call trace|BUG:' || true").strip()
     check("kernel", errors == "0", errors + " complaints")
     check("power-off", guest.power_off(LONG) == 0)
-    sys.exit(failed)
+    sys.exit(check.failed)
 
 
 main()
