@@ -130,7 +130,7 @@ enum soft_mmu_idx {
 #define TLB_INVALID 0x4000000000000001ull
 
 /* One entry of the software TLB (GVA -> HVA). A tag is the page's GVA, or TLB_INVALID when an access of that
- * kind must take the slow path (no permission, MMIO, write to a page with code in it, clean page, watched page). */
+ * kind must take the slow path (no permission, MMIO, write to a page with code in it, watched page). */
 struct tlb_entry {
     uint64_t tag_read;
     uint64_t tag_write;

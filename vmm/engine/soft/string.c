@@ -375,7 +375,7 @@ static bool must_leave(struct soft_cpu *cpu)
 
 enum soft_result soft_string_insn(struct soft_cpu *cpu, const struct insn *in)
 {
-    struct string s = {.src = {.items = 0}, .dst = {.items = 0}};
+    struct string s = {0};
     if (!describe(cpu, in, &s)) return SOFT_NOT_MINE;
     /* Before RCX is looked at: CPUs refuse a forbidden port also when there would be no iteration. */
     if ((s.kind == STR_INS || s.kind == STR_OUTS) && soft_port_check(cpu, (uint16_t)cpu->gpr[R_RDX], s.size) != SOFT_OK)

@@ -49,8 +49,8 @@ struct label {
     uint8_t to;            /* jumps: index of the target in the block, or NO_LABEL */
     bool here;             /* jumps of the block lead here */
     bool back;             /* some of them from behind */
-    bool counted;          /* the head of an inner loop that is better off in strips when it goes on for long */
-    bool stays;            /* counted: has jumps inside, so it can be no block of its own */
+    bool counted;          /* the head of an inner loop whose checks stand before it, for some rounds */
+    bool stays;            /* counted: checked again after those, as it can be no block of its own; else it leaves */
     uint8_t end;           /* counted: the branch back */
     uint8_t *entry, *host; /* for jumps from before it; from behind */
 };

@@ -3,11 +3,12 @@
  * A loop of three or four rounds costs more for what comes before and after it than for the rounds themselves when it is a block of its own:
  * scratch registers lent and brought back, links, the bounds of a strip (translate_loop.c). In a nest the scratch registers are lent once,
  * from those that no instruction of the nest touches, and wherever jumps of the nest lead the state is the same: those are lent, no
- * others, and no check's result is carried over. Each place that is jumped back to is a safe point.
+ * others, and no check's result is carried over. Each place that is jumped back to is a safe point. An inner loop that runs for at most
+ * NEST_ROUNDS between two safe points is the exception: it may have registers of its own, and the results of checks that stand before it.
  *
  * What is made a nest is found by running: a branch back that was taken NEST_HEAT times (run.c). The plain block at the outer loop's head
- * stays, for those who come from elsewhere. An inner loop that goes on for longer than NEST_ROUNDS leaves for its own block, which has
- * strips. */
+ * stays, for those who come from elsewhere. An inner loop without jumps inside that goes on for longer leaves for its own block, which
+ * has strips. */
 #include "vmm/engine/soft/tr.h"
 
 #include <string.h>
@@ -208,7 +209,7 @@ static uint16_t held_in_nest(const struct tr *t)
  * the end of a page make the loop a block of its own, that time (SITE_MERGED). */
 #define REACH_MOST 1024
 
-static bool plan_reach(struct tr *t, struct group *g, unsigned from, unsigned to)
+static bool plan_reach(const struct tr *t, struct group *g, unsigned from, unsigned to)
 {
     if (g->first < from || g->last >= to || !tr_plan_strip(t, g, from, to)) return false;
     for (unsigned i = from; i < to; i++) {
@@ -236,10 +237,9 @@ static bool checks_stay(const struct tr *t, unsigned from, unsigned to)
 {
     for (unsigned i = from; i < to; i++) {
         if (t->x[i].kind != XK_MEM && !tr_is_stack(&t->x[i])) continue;
-        struct group g;
         if (t->acc[i].group == NO_GROUP) return true;
-        g = t->g[t->acc[i].group];
-        if (!plan_reach((struct tr *)t, &g, from, to)) return true;
+        struct group planned = t->g[t->acc[i].group];
+        if (!plan_reach(t, &planned, from, to)) return true;
     }
     return false;
 }
