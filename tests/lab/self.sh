@@ -63,7 +63,7 @@ int main(void)
 }
 END
 "${CC:-gcc}" -O2 -static "$work/count.c" -o "$work/count" || exit
-LAB_TEST="two words" lab/run --count "$work/counts" --timeout 400 --env LAB_TEST "$work/talk" 'a b' "c'd" >"$work/out" &
+LAB_TEST="two words" lab/run --count "$work/counts" --timeout 400 --env LAB_TEST "$work/talk" 'a b' "c'd" >"$work/out" 2>"$work/errors" &
 pid=$!
 pids+=("$pid")
 check streams await 300 said 'heard?' "$work/out"
@@ -77,6 +77,9 @@ check status [ $? = 7 ]
 check bytes cmp "$work/expected" "$work/out"
 check shared-files [ "$(cat "$work/from-the-box" 2>&1)" = written ]
 check cleans-up nothing_left "$pid"
+# Another QEMU than Debian 12's is no fault of ours, but good to know of.
+unmended=$(sed -n 's,^lab/mend: ,,p' "$work/errors")
+if [ -n "$unmended" ]; then echo "SKIP lab/self/mends: $unmended"; else check mends [ -s build/guest/lab/mend.so ]; fi
 # Two million instructions in the program's own half of the address space, and a few around them.
 check counts awk '$1 != "mark1" || $2 < 2000000 || $2 > 2000020 || $4 || $5 { bad = 1 } END { exit bad || NR != 2 }' "$work/counts"
 
