@@ -80,10 +80,12 @@ def main():
     with open(log, "wb") as errors:
         guest = vm.Guest(vm.command(kernel, initrd, 1, "384M", "") + [
             "-d", disks[0], "-d", disks[1] + ",if=ahci", "-d", elsewhere, "--control", socket_path], errors=errors)
-    control = None
+    # At once: a guest that has booted soon has its first error before a slow host's Python listens.
+    while not os.path.exists(socket_path) and guest.process.poll() is None:
+        guest.read(0.05)
+    control = Control(socket_path)
     for disk in ("vda", "sda"):
         match, _ = guest.expect(r"^%s before (\w+) (\w+)$" % disk, 200)
-        control = control or Control(socket_path)
         good = match.groups() == (head, tail)
         match, _ = guest.expect(r"^%s full: (.*)$" % disk, 100)
         check(label + disk + "-error", "Input/output error" in match[1], "the guest saw '%s'" % match[1])
