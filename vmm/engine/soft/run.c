@@ -377,6 +377,7 @@ static struct block *find_next(struct soft_cpu *cpu, struct link *link, uint32_t
     if (dead) {
         const struct block *was = meta_ptr(p, dead);
         nest = was->mode & MODE_NEST;
+        no_merge = was->mode & MODE_NO_MERGE; /* the plain one would lead to where it came from, for ever */
         p->nest_end = was->rip + was->guest_len;
     }
     struct block *b = nest ? find_nest(cpu, link, r) : NULL;
