@@ -103,13 +103,19 @@ check timeout-status [ $? = 124 ]
 check timeout-says said 'no end after 1 s' "$work/out"
 check timeout-cleans-up nothing_left "$pid"
 
-# Before its script has begun a box gives no sign of life.
-NACELLE_LAB_STUCK=1 lab/run --timeout 300 sleep 1000 >"$work/out" 2>&1 &
+# A box whose signs of life are stopped and that is busy all the same.
+cat >"$work/still" <<'END'
+for process in /proc/[0-9]*; do
+    case $(tr '\0' ' ' <"$process/cmdline") in *lab/session*) kill -STOP "${process#/proc/}" ;; esac
+done 2>/dev/null
+while :; do :; done
+END
+NACELLE_LAB_STUCK=20 lab/run --timeout 300 "$work/still" >"$work/out" 2>&1 &
 pid=$!
 pids+=("$pid")
 wait $pid
 check stands-still [ $? = 126 ]
-check stands-still-says said 'the box stands still: 1 s' "$work/out"
+check stands-still-says said 'the box stands still: 20 s' "$work/out"
 check stands-still-cleans-up nothing_left "$pid"
 
 lab/run --timeout 300 sleep 1000 >"$work/out" 2>&1 &
