@@ -38,9 +38,13 @@ int main(void)
     }
     /* Whoever started this goes on when it is so, and gets the number of the process that stays. */
     pid_t stays = fork();
-    if (stays != 0) {
+    if (stays < 0) {
+        perror("lab: kvm_pin: fork");
+        return 1;
+    }
+    if (stays > 0) {
         printf("%d\n", (int)stays);
-        return stays < 0;
+        return 0;
     }
     for (;;) pause();
 }

@@ -31,10 +31,7 @@ def ctl(*words, name="one", status=0):
 
 
 def image(name, mib):
-    path = "%s/%s" % (WORK, name)
-    with open(path, "wb") as f:
-        f.truncate(mib << 20)
-    return path
+    return vm.empty_disk("%s/%s" % (WORK, name), mib)
 
 
 class Guest(vm.Guest):

@@ -21,12 +21,6 @@ def image():
     return out.strip().splitlines()[-1]
 
 
-def empty_disk(path, mib):
-    with open(path, "wb") as f:
-        f.truncate(mib << 20)
-    return path
-
-
 def copy_of(directory, path):
     """A disk of one's own to write to."""
     subprocess.run(["cp", "--sparse=always", directory + "/disk.img", path], check=True)

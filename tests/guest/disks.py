@@ -26,8 +26,8 @@ def main():
     base = os.path.abspath(directory + "/disk.img")
     before = hashlib.sha256(open(base, "rb").read(32 << 20)).hexdigest()
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, overlay], check=True)
-    raw, sata, direct = (debian.empty_disk("%s/%s" % (work, n), 256) for n in ("raw.img", "sata.img", "direct.img"))
-    limited = debian.empty_disk(work + "/limited.img", 64)
+    raw, sata, direct = (vm.empty_disk("%s/%s" % (work, n), 256) for n in ("raw.img", "sata.img", "direct.img"))
+    limited = vm.empty_disk(work + "/limited.img", 64)
     guest = debian.Debian(debian.ours(directory, [
         overlay, raw + ",format=raw,serial=RAW-1", direct + ",format=raw,cache=none", sata + ",format=raw,if=ahci",
         limited + ",format=raw,read_bps=2M,write_iops=100", base + ",ro"], append="root=/dev/vda"))

@@ -35,12 +35,13 @@ def fill(path):
 
 
 class Control:
-    """A connection to the control socket that listens to events."""
+    """A connection to a machine's control socket, as soon as there is one, that listens to events."""
 
-    def __init__(self, path):
+    def __init__(self, guest, path):
         s = socket.socket(socket.AF_UNIX)
         s.settimeout(60)
-        s.connect(path)
+        while s.connect_ex(path) and guest.process.poll() is None:
+            guest.read(0.05)
         self.file = s.makefile("rw")
         self.file.readline()
         self.events = []
@@ -81,9 +82,7 @@ def main():
         guest = vm.Guest(vm.command(kernel, initrd, 1, "384M", "") + [
             "-d", disks[0], "-d", disks[1] + ",if=ahci", "-d", elsewhere, "--control", socket_path], errors=errors)
     # At once: a guest that has booted soon has its first error before a slow host's Python listens.
-    while not os.path.exists(socket_path) and guest.process.poll() is None:
-        guest.read(0.05)
-    control = Control(socket_path)
+    control = Control(guest, socket_path)
     for disk in ("vda", "sda"):
         match, _ = guest.expect(r"^%s before (\w+) (\w+)$" % disk, 200)
         good = match.groups() == (head, tail)

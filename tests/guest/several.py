@@ -42,8 +42,7 @@ def main():
         if n == 1:
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", own, "48M"], check=True)
         else:
-            with open(own, "wb") as f:
-                f.truncate(48 << 20)
+            vm.empty_disk(own, 48)
         option = ("", ",format=qcow2", ",if=ahci", ",packed=off,cache=none,format=raw")[n]
         net = "user" + (",model=e1000" if n == 2 else ",packed=off" if n == 3 else "")
         guests.append(vm.Guest(vm.command(kernel, initrd, 1, "384M", "several.number=%d" % n) + [

@@ -138,3 +138,9 @@ class Checks:
         self.failed |= not good
         text = "" if good and self.brief else text
         print("%s %s%s%s" % ("PASS" if good else "FAIL", self.prefix, name, ": " + text if text else ""), flush=True)
+
+
+def empty_disk(path, mib):
+    with open(path, "wb") as f:
+        f.truncate(mib << 20)
+    return path

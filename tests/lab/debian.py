@@ -31,7 +31,7 @@ def main():
         port = s.getsockname()[1]
     overlay = work + "/root.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", os.path.abspath(directory + "/disk.img"), overlay], check=True)
-    raw, sata = (debian.empty_disk("%s/%s" % (work, n), 64) for n in ("raw.img", "sata.img"))
+    raw, sata = (vm.empty_disk("%s/%s" % (work, n), 64) for n in ("raw.img", "sata.img"))
     guest = debian.Debian(debian.ours(directory, [overlay, raw + ",format=raw,serial=RAW", sata + ",format=raw,if=ahci"], engine="kvm",
                                       append="noxsave mitigations=off tsc=reliable", extra=["--net", "user,hostfwd=tcp:127.0.0.1:%d-:22" % port]))
     guest.login()
