@@ -9,7 +9,7 @@ paging=kvm
 
 # All but those that tests/lab/KVM-DIFFERENCES.md names, in two rows side by side.
 kernels alignment apic avx compat32 cpuid_features debug_regs double_fault exceptions far_transfer fpu_exceptions fpu_gates fsgsbase \
-    hostile_cache hostile_fetch hostile_remap inner_loops io_bitmap irq_routes irq_shadow kernel_ops legacy32 lock_smp \
+    hostile_cache hostile_fetch hostile_remap inner_loops io_bitmap irq_routes irq_shadow kernel_ops large_walk legacy32 lock_smp \
     moved page_cross smc tsc_agree endless_loop &
 row=$!
 kernels hello hostile_tables hostile_wrap hostile_xmc ist mmio_operands pagefault paging_ad paging_large paging_rights \

@@ -137,10 +137,33 @@ static void emit_to_c(struct soft_private *p, struct emitter *e, const struct si
     emit_jmp(e, p->code + p->stub_exit[HX_MEM]);
 }
 
-/* The look-up in line, entered with the address in s. `roams`: it is all there is; else the slot is filled, a first time through the stub,
- * which notes it. `link`: where ranges that cross a page go, or 0. */
+/* Behind a look-up that found the page (entry: r[0]; page: r[1]): when it is part of a large one, fills that slot, too. */
+static void emit_fill_large(struct emitter *e, const struct site *site, unsigned idx, uint32_t large,
+                            const uint8_t r[2])
+{
+    uint32_t tlb = GS(tlb) + idx * TLB_SIZE * (uint32_t)sizeof(struct tlb_entry);
+    struct host_mem flags = {r[0], INSN_NOREG, 1, (int32_t)(tlb + offsetof(struct tlb_entry, gpa))};
+    e8(e, 0x65);
+    if (r[0] >= 8) e8(e, 0x41);
+    e8(e, 0xf6);
+    emit_modrm(e, 0, &flags, 1);
+    e8(e, TLB_LARGE_RAM); /* test byte [entry.gpa] */
+    uint8_t *skip = emit_jcc(e, 4, NULL);
+    emit_alu_imm(e, 1, ALU_AND, r[1], ~(LARGE_SIZE - 1));
+    emit_store_gs(e, large, r[1]);
+    if (site->flags & SITE_HOSTPAGE)
+        emit_delta(e, 0x03, r[1], idx, r[0]);
+    else
+        emit_delta(e, 0x8b, r[1], idx, r[0]);
+    emit_store_gs(e, large + 8, r[1]);
+    emit_store_gs32_imm(e, GS(large_filled) + idx * (uint32_t)sizeof(uint32_t), 1);
+    patch_rel32(skip, e->p);
+}
+
+/* The look-up in line, entered with the address in s. `roams`: the site's slot is not used, but perhaps `large`, one for a large page (or 0);
+ * else the slot is filled, a first time through the stub, which notes it. `link`: where ranges that cross a page go, or 0. */
 static void emit_lookup(struct soft_private *p, struct emitter *e, const struct site *site, unsigned idx, bool roams,
-                        uint32_t link)
+                        uint32_t large, uint32_t link)
 {
     unsigned s = site->scratch;
     uint8_t r[2], *empty = NULL;
@@ -154,6 +177,7 @@ static void emit_lookup(struct soft_private *p, struct emitter *e, const struct 
     keep_two(e, r, save, false);
     uint8_t *miss = emit_probe(e, site, idx, r);
     if (roams) {
+        if (large) emit_fill_large(e, site, idx, large, r);
         emit_delta(e, site->flags & SITE_HOSTPAGE ? 0x03 : 0x8b, s, idx, r[0]);
     } else {
         emit_delta(e, 0x8b, r[0], idx, r[0]);
@@ -175,21 +199,27 @@ static void emit_lookup(struct soft_private *p, struct emitter *e, const struct 
     emit_to_stub(p, e, site, idx);
 }
 
-/* The check once more, counting. Entered with the address in s. */
-static void emit_trial(struct soft_private *p, struct emitter *e, const struct site *site, unsigned idx, unsigned trial)
+/* The check once more, counting: against the site's slot, or in the second trial that for a large page. Entered with the address in s. */
+static void emit_trial(struct soft_private *p, struct emitter *e, const struct site *site, unsigned idx,
+                       const struct site_trial *t, unsigned trial)
 {
-    uint32_t at = GS(trial) + trial * (uint32_t)sizeof(struct site_trial);
+    uint32_t at = GS(trial) + trial * (uint32_t)sizeof(struct site_trial), slot = t->large ? t->large : site->slot;
     unsigned s = site->scratch;
     emit_gs(e, 0, 0xff, 1, at + (uint32_t)offsetof(struct site_trial, left)); /* dec dword */
     uint8_t *over = emit_jcc(e, 4, NULL);
-    emit_gs(e, 1, 0x2b, s, site->slot);
-    emit_alu_imm(e, 1, ALU_CMP, s, 4095u - site->span);
+    emit_gs(e, 1, 0x2b, s, slot);
+    emit_alu_imm(e, 1, ALU_CMP, s, (t->large ? LARGE_SIZE : (uint32_t)PAGE_SIZE) - 1 - site->span);
     uint8_t *miss = emit_jcc(e, 7, NULL);
-    emit_gs(e, 1, site->flags & SITE_HOSTPAGE ? 0x03 : 0x8b, s, site->slot + 8);
+    emit_gs(e, 1, site->flags & SITE_HOSTPAGE ? 0x03 : 0x8b, s, slot + 8);
     emit_jmp(e, p->code + site->retry + SITE_CHECK_BYTES);
     patch_rel32(miss, e->p);
     emit_gs(e, 0, 0xff, 0, at + (uint32_t)offsetof(struct site_trial, misses)); /* inc dword */
-    emit_to_stub(p, e, site, idx);
+    if (t->large) {
+        emit_gs(e, 1, 0x03, s, slot); /* the address again */
+        emit_lookup(p, e, site, idx, true, t->large, t->link);
+    } else {
+        emit_to_stub(p, e, site, idx);
+    }
     patch_rel32(over, e->p);
     emit_to_c(p, e, site);
 }
@@ -256,57 +286,99 @@ static void take_code(struct soft_private *p, const struct emitter *e)
     p->code_used = ((uint32_t)(e->p - p->code) + 15) & ~15u;
 }
 
+/* Begins with the check at `check` again, as it was before a trial, but for the slot and what is compared with. */
+static void write_check(uint8_t *check, const struct site *site, uint32_t slot, uint32_t size)
+{
+    struct emitter at = {check};
+    emit_gs(&at, 1, 0x2b, site->scratch, slot);
+    emit_alu_imm(&at, 1, ALU_CMP, site->scratch, size - 1 - site->span);
+    put32(check + AT_DELTA, slot + 8);
+}
+
+enum verdict { KEEPS_SLOT, ROAMS, ROAMS_LARGE };
+
 /* A page-crossing range is no miss of the slot: what it wants is the split. */
-static void decide(struct soft_cpu *cpu, struct site *site, bool roams)
+static void decide(struct soft_cpu *cpu, struct site *site, enum verdict verdict, uint32_t large, uint32_t link)
 {
     struct soft_private *p = cpu->priv;
-    unsigned idx = site_idx(p, site), s = site->scratch;
-    uint32_t link = 0;
+    unsigned idx = site_idx(p, site);
     uint8_t *check = p->code + site->retry;
+    uint32_t slot = verdict == ROAMS_LARGE ? large : site->slot;
     site->flags = (uint16_t)((site->flags & ~SITE_TRIAL) | SITE_UPGRADED);
     if (soft_code_room(p) < UPGRADE_ROOM) return; /* the cache is full and about to be flushed */
-    if (site->flags & SITE_MERGED && !(link = split_link(p, site))) return;
+    if (!link && site->flags & SITE_MERGED && !(link = split_link(p, site))) return;
     struct emitter e = {p->code + p->code_used}, at = {check};
-    if (roams) {
+    if (verdict == ROAMS) {
         emit_jmp(&at, e.p);
     } else {
-        emit_gs(&at, 1, 0x2b, s, site->slot); /* as it was before the trial */
+        write_check(check, site, slot, verdict == ROAMS_LARGE ? LARGE_SIZE : (uint32_t)PAGE_SIZE);
         patch_rel32(check + AT_COLD, e.p);
-        emit_gs(&e, 1, 0x03, s, site->slot); /* add s, tag: the address again */
+        emit_gs(&e, 1, 0x03, site->scratch, slot); /* add s, tag: the address again */
     }
-    emit_lookup(p, &e, site, idx, roams, link);
+    emit_lookup(p, &e, site, idx, verdict != KEEPS_SLOT, verdict == ROAMS_LARGE ? large : 0, link);
     take_code(p, &e);
 }
 
-static void end_trial(struct soft_cpu *cpu, struct site_trial *t)
+/* Its executions are counted from now on. */
+static void observe(struct soft_cpu *cpu, struct site *site, unsigned n)
 {
-    struct site *site = meta_ptr(cpu->priv, t->site);
-    uint32_t runs = TRIAL_RUNS - t->left - t->misses; /* after a miss the check is done again */
-    t->site = 0;
-    decide(cpu, site, t->misses * 8 > runs);
+    struct soft_private *p = cpu->priv;
+    struct emitter e = {p->code + p->code_used}, at = {p->code + site->retry};
+    cpu->trial[n].left = TRIAL_RUNS;
+    cpu->trial[n].site = (uint32_t)((uint8_t *)site - p->meta);
+    site->flags |= SITE_TRIAL;
+    emit_jmp(&at, e.p);
+    emit_trial(p, &e, site, site_idx(p, site), &cpu->trial[n], n);
+    take_code(p, &e);
+}
+
+/* A site that roams in a large page of the guest, as through an array of its own, may be checked against that instead of 4 KiB. Only one that
+ * reads: which pages may be written is another question for each, as there may be code in them. How well that does is a second trial. */
+static bool try_large(struct soft_cpu *cpu, struct site *site, unsigned n)
+{
+    struct soft_private *p = cpu->priv;
+    unsigned idx = site_idx(p, site);
+    const struct site_slot *slot = (const struct site_slot *)((const uint8_t *)cpu + site->slot);
+    if (site->flags & SITE_WRITE || !soft_tlb_large_ram(cpu, idx, slot->tag)) return false;
+    if (soft_code_room(p) < 2 * UPGRADE_ROOM) return false;
+    uint32_t link = site->flags & SITE_MERGED ? split_link(p, site) : 0;
+    if (site->flags & SITE_MERGED && !link) return false;
+    struct site_slot *large = cpu->large[idx][site->flags & SITE_HOSTPAGE ? 1 : 0];
+    cpu->trial[n] = (struct site_trial){.large = slot_offset(cpu, &large[p->next_large++ % LARGE_SLOTS]), .link = link};
+    observe(cpu, site, n);
+    return true;
+}
+
+static void end_trial(struct soft_cpu *cpu, unsigned n, bool more)
+{
+    struct site_trial t = cpu->trial[n];
+    struct site *site = meta_ptr(cpu->priv, t.site);
+    uint32_t runs = TRIAL_RUNS - t.left;
+    cpu->trial[n].site = 0;
+    if (t.large) {
+        decide(cpu, site, t.misses * 8 > runs ? ROAMS : ROAMS_LARGE, t.large, t.link);
+        return;
+    }
+    runs -= t.misses; /* after a miss the check is done again */
+    bool roams = t.misses * 8 > runs;
+    if (!(roams && more && try_large(cpu, site, n))) decide(cpu, site, roams ? ROAMS : KEEPS_SLOT, 0, 0);
 }
 
 static void begin_trial(struct soft_cpu *cpu, struct site *site)
 {
     struct soft_private *p = cpu->priv;
     unsigned n = p->next_trial++ % SITE_TRIALS;
-    struct site_trial *t = &cpu->trial[n];
-    if (t->site) end_trial(cpu, t);
+    if (cpu->trial[n].site) end_trial(cpu, n, false);
     if (soft_code_room(p) < UPGRADE_ROOM) return;
     uint8_t *check = p->code + site->retry;
-    unsigned idx = site_idx(p, site);
     if (site->flags & SITE_SHARED) {
         site->flags &= (uint16_t)~SITE_SHARED;
-        site->slot = soft_site_slot(cpu, idx, site->flags & SITE_WRITE, false);
+        site->slot = soft_site_slot(cpu, site_idx(p, site), site->flags & SITE_WRITE, false);
         put32(check + AT_TAG, site->slot);
         put32(check + AT_DELTA, site->slot + 8);
     }
-    *t = (struct site_trial){.left = TRIAL_RUNS, .site = (uint32_t)((uint8_t *)site - p->meta)};
-    site->flags |= SITE_TRIAL;
-    struct emitter e = {p->code + p->code_used}, at = {check};
-    emit_jmp(&at, e.p);
-    emit_trial(p, &e, site, idx, n);
-    take_code(p, &e);
+    cpu->trial[n] = (struct site_trial){.large = 0};
+    observe(cpu, site, n);
 }
 
 void soft_upgrade_site(struct soft_cpu *cpu, struct site *site)
@@ -320,7 +392,7 @@ void soft_trial_over(struct soft_cpu *cpu, struct site *site)
 {
     uint32_t off = (uint32_t)((uint8_t *)site - cpu->priv->meta);
     for (unsigned n = 0; n < SITE_TRIALS; n++)
-        if (cpu->trial[n].site == off && cpu->trial[n].left == 0) end_trial(cpu, &cpu->trial[n]);
+        if (cpu->trial[n].site == off && cpu->trial[n].left == 0) end_trial(cpu, n, true);
 }
 
 void soft_forget_trials(struct soft_cpu *cpu)

@@ -137,9 +137,10 @@ struct tlb_entry {
     uint64_t delta; /* HVA - GVA */
     uint64_t gpa;   /* page-aligned, with TLB_* flags in the low bits */
 };
-#define TLB_GLOBAL 1u   /* survives soft_tlb_flush_nonglobal() */
-#define TLB_LARGE 2u    /* part of a page larger than 4 KiB: INVLPG anywhere in that page ends it */
-#define TLB_WRITE_OK 8u /* writes are permitted and D is set, whatever tag_write says (code pages keep it invalid) */
+#define TLB_GLOBAL 1u    /* survives soft_tlb_flush_nonglobal() */
+#define TLB_LARGE 2u     /* part of a page larger than 4 KiB: INVLPG anywhere in that page ends it */
+#define TLB_LARGE_RAM 4u /* all of the 2 MiB around may be read, with the same HVA - GVA */
+#define TLB_WRITE_OK 8u  /* writes are permitted and D is set, whatever tag_write says (code pages keep it invalid) */
 
 #define SOFT_WALK_SLOTS 64u
 
@@ -160,10 +161,16 @@ struct site_slot {
     uint64_t delta;
 };
 
-/* Sites under observation (site.c): executions left, misses so far, meta offset of the site (0: free). */
+/* The same for sites that read from many pages of the guest's large ones (site.c): the tag is a multiple of 2 MiB. Shared by sites. */
+#define LARGE_SLOTS 64u
+#define LARGE_SHIFT 21
+#define LARGE_SIZE (1u << LARGE_SHIFT)
+
+/* Sites under observation (site.c): executions left, misses so far, meta offset of the site (0: free); in the second trial: the slot for a
+ * large page, as an offset in struct soft_cpu, and where ranges that cross a page go (meta offset of the link, or 0). */
 #define SITE_TRIALS 128u
 struct site_trial {
-    uint32_t left, misses, site;
+    uint32_t left, misses, site, large, link;
 };
 
 /* Targets of indirect branches, per mmu index: slot = low 16 bits of the target's RIP. */
@@ -213,6 +220,8 @@ struct soft_cpu {
     uint64_t tsc_offset;
     uint8_t bounce[128] __attribute__((aligned(64)));
     struct site_slot site[MMU_IDX_COUNT][2][SITE_COUNT];
+    struct site_slot large[MMU_IDX_COUNT][2][LARGE_SLOTS]; /* [1]: with host addresses */
+    uint32_t large_filled[MMU_IDX_COUNT];                  /* some of them are */
     struct site_trial trial[SITE_TRIALS];
     uint32_t sites_filled[MMU_IDX_COUNT][2];
     uint32_t site_list[MMU_IDX_COUNT][2][SITE_COUNT]; /* offsets of the pool's filled slots in this struct, each once */
@@ -396,6 +405,8 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
 enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx,
                                  uint8_t **host, gpa_t *gpa);
 /* May an access that the TLB permits for page `from` go on into `page`, with the same HVA - GVA? Finds out without a walk and changes nothing. */
+/* Is the page in the TLB, to be read, and part of a large page of RAM (TLB_LARGE_RAM)? */
+bool soft_tlb_large_ram(const struct soft_cpu *cpu, unsigned idx, uint64_t page);
 bool soft_tlb_goes_on(struct soft_cpu *cpu, gva_t from, gva_t page, enum soft_access acc);
 void soft_tlb_init(struct soft_cpu *cpu); /* a new vCPU: everything empty; needed once before any other use */
 void soft_tlb_flush_all(

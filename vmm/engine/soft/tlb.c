@@ -9,7 +9,6 @@
 #define WORDS (TLB_SIZE / 64)
 #define SHIFT_LARGE 22 /* 2 and 4 MiB pages are dropped by 4 MiB, which needs no memory of which of both it was */
 #define SHIFT_HUGE 30
-#define SHIFT_SMALLEST_LARGE 21
 
 /* As emit_tlb_index_flags() has it. (Adding a multiple of the upper bits, so that buffers 16 MiB apart do not collide, cost dgemm more than it gained.) */
 static inline unsigned slot_of(uint64_t a)
@@ -90,6 +89,13 @@ static void note_evicted(struct soft_cpu *cpu, enum soft_mmu_idx idx, const stru
     cpu->track.evicted[idx][h / 64] |= 1ull << (h & 63);
 }
 
+/* Is the 2 MiB of RAM that the page lies in in one large page of the guest, and in one piece on the host? */
+static bool in_large_ram(const struct guest_memory *m, uint64_t gpa, const uint8_t *host, const struct mmu_result *r)
+{
+    uint64_t start = gpa & ~(uint64_t)(LARGE_SIZE - 1);
+    return r->page_size >= LARGE_SIZE && r->readable && soft_ram(m, start, LARGE_SIZE, false) == host - (gpa - start);
+}
+
 static struct tlb_entry *fill(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint64_t page, const struct mmu_result *r)
 {
     const struct guest_memory *m = soft_memory(cpu);
@@ -104,6 +110,7 @@ static struct tlb_entry *fill(struct soft_cpu *cpu, enum soft_mmu_idx idx, uint6
     e->delta = (uint64_t)(uintptr_t)host - page;
     e->gpa =
         gpa | (r->global ? TLB_GLOBAL : 0) | (r->page_size > PAGE_SIZE ? TLB_LARGE : 0) | (write ? TLB_WRITE_OK : 0);
+    if (!watching(cpu) && in_large_ram(m, gpa, host, r)) e->gpa |= TLB_LARGE_RAM;
     track(cpu, idx, page, r);
     return e;
 }
@@ -150,7 +157,7 @@ enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access
 /* Is `page` in the large page of the guest that the entry is about, and such access to it plain memory with the same HVA - GVA? */
 static bool same_large_page(struct soft_cpu *cpu, const struct tlb_entry *e, uint64_t from, uint64_t page, bool write)
 {
-    if (!(e->gpa & TLB_LARGE) || (from ^ page) >> SHIFT_SMALLEST_LARGE || watching(cpu)) return false;
+    if (!(e->gpa & TLB_LARGE) || (from ^ page) >> LARGE_SHIFT || watching(cpu)) return false;
     uint64_t gpa = (e->gpa & PAGE_MASK) + page - from;
     return (uint64_t)(uintptr_t)soft_ram(soft_memory(cpu), gpa, PAGE_SIZE, write) == page + e->delta &&
            !(write && soft_page_has_code(cpu, GPA(gpa)));
@@ -164,7 +171,21 @@ bool soft_tlb_goes_on(struct soft_cpu *cpu, gva_t from, gva_t page, enum soft_ac
     return same_large_page(cpu, e, from.v, page.v, acc == ACC_WRITE);
 }
 
+bool soft_tlb_large_ram(const struct soft_cpu *cpu, unsigned idx, uint64_t page)
+{
+    const struct tlb_entry *e = &cpu->tlb[idx][slot_of(page)];
+    return e->tag_read == page && (e->gpa & TLB_LARGE_RAM);
+}
+
 /* ---- flushing: site slots ---- */
+
+/* Those of large pages are few and soon filled again: all go. */
+static void drop_large(struct soft_cpu *cpu, unsigned idx)
+{
+    if (!cpu->large_filled[idx]) return;
+    fill_words(cpu->large[idx], TLB_INVALID, sizeof(cpu->large[idx]) / 8);
+    cpu->large_filled[idx] = 0;
+}
 
 /* Searching the filled slots for those of one page leaves the others to work on; dropping all costs that they are looked up again.
  * After so many searches all go: if they are in use, that is what the searches together have cost; if not, the next ones are cheap. */
@@ -172,6 +193,7 @@ bool soft_tlb_goes_on(struct soft_cpu *cpu, gva_t from, gva_t page, enum soft_ac
 
 static void drop_sites(struct soft_cpu *cpu, unsigned idx)
 {
+    drop_large(cpu, idx);
     for (unsigned write = 0; write < 2; write++) {
         for (uint32_t i = 0; i < cpu->sites_filled[idx][write]; i++) {
             struct site_slot *s = (struct site_slot *)((uint8_t *)cpu + cpu->site_list[idx][write][i]);
@@ -233,6 +255,7 @@ static inline void drop_sites_if(struct soft_cpu *cpu, unsigned idx, unsigned wr
 
 static void drop_sites_in_region(struct soft_cpu *cpu, unsigned idx, uint64_t a, unsigned shift)
 {
+    if (shift > PAGE_SHIFT) drop_large(cpu, idx); /* the address is in no large page else */
     if (cpu->track.site_searches[idx]++ >= SITE_SEARCHES) {
         drop_sites(cpu, idx);
         return;
@@ -261,6 +284,7 @@ static bool any(const uint64_t *map)
 void soft_tlb_init(struct soft_cpu *cpu)
 {
     fill_words(cpu->tlb, TLB_INVALID, sizeof(cpu->tlb) / 8);
+    fill_words(cpu->large, TLB_INVALID, sizeof(cpu->large) / 8);
     soft_zero(&cpu->track, sizeof(cpu->track));
     cpu->track.walk_epoch = 1;
 }
@@ -286,6 +310,7 @@ static void drop_local(struct soft_cpu *cpu)
         if (!(cpu->track.local_used & 1u << idx)) continue; /* a kernel's own pages are global, all of them */
         if (any(cpu->track.global[idx])) {
             for (unsigned write = 0; write < 2; write++) drop_sites_if(cpu, idx, write, slot_not_global, 0, 0);
+            drop_large(cpu, idx);
         } else {
             drop_sites(cpu, idx);
             cpu->track.used &= ~(1u << idx);

@@ -109,7 +109,8 @@ struct block {
     uint64_t gpa;  /* of its first byte */
     uint64_t gpa2; /* page of the bytes after a page border, or ~0 */
     uint32_t mode;
-    uint32_t host; /* offset of its entry in the code cache */
+    uint32_t host;  /* offset of its entry in the code cache */
+    uint32_t strip; /* and of that to the strips of its loop (translate_loop.c), or 0 */
     uint32_t host_end;
     uint32_t next_hash, next_page, next_page2;
     uint32_t map; /* meta offset of its struct imap[] */
@@ -283,7 +284,7 @@ struct soft_private {
     int fault_trap;                        /* and its exception vector */
     struct soft_inbox inbox;
     uint32_t next_slot[MMU_IDX_COUNT][2][2]; /* site slots given out, by plain or host-page */
-    uint32_t next_trial;
+    uint32_t next_trial, next_large;
     uint32_t trim_at;  /* bytes of host code that idling gives back: engine.c */
     uint64_t nest_end; /* for MODE_NEST: where the outermost loop's branch back ends */
     struct nest_head {
