@@ -136,6 +136,22 @@ CODE(
     "and $15, %rcx; inc %rcx; 1: mov $70, %r8d; 2: mov (%rsi), %rax; test $2, %al; jz 3f; inc %rbx; 3: add %rax, (%rdi);"
     "mov %bl, (%rsi); add $8, %rsi; add $12, %rdi; dec %r8d; jnz 2b; sub $560, %rsi; sub $800, %rdi; dec %rcx; jnz 1b");
 
+// Inner loops that begin at a copy of an address that stays (R14, a page from where RSI is), or seem to: the copy moves in a loop in between; it
+// is passed by now and then; it is jumped over to the inner loop's first instruction.
+CODE(
+    copied,
+    "lea 4096(%rsi), %r14; 1: test %r8, %r8; mov %r14, %r13; lea 8(%r13), %rdi; mov $4, %r8d; mov %r14, %rsi; 2: add (%rsi), %rax;"
+    "add %rax, (%rdi); add $8, %rsi; add $8, %rdi; dec %r8d; jnz 2b; dec %rcx; jnz 1b");
+CODE(copied_and_moved,
+     "lea 4096(%rsi), %r14; 1: test %r8, %r8; mov %r14, %rsi; mov $2, %r15d; 2: mov $4, %r8d; 3: add (%rsi), %rax;"
+     "add $8, %rsi; dec %r8d; jnz 3b; sub $4128, %rsi; dec %r15d; jnz 2b; dec %rcx; jnz 1b");
+CODE(copied_sometimes,
+     "lea 4096(%rsi), %r14; mov %rsi, %r13; 1: test $3, %cl; jnz 2f; mov %r14, %r13; 2: mov %r13, %rsi; mov $4, %r8d;"
+     "3: add (%rsi), %rax; add $8, %rsi; dec %r8d; jnz 3b; dec %rcx; jnz 1b");
+CODE(copied_or_not,
+     "lea 4096(%rsi), %r14; mov %rsi, %r12; 1: mov %r12, %rsi; mov $4, %r8d; test $1, %cl; jz 2f; mov %r14, %rsi;"
+     "2: add (%rsi), %rax; add $8, %rsi; dec %r8d; jnz 2b; dec %rcx; jnz 1b");
+
 static const struct {
     u8 *code;
     const char *name;
@@ -144,23 +160,61 @@ static const struct {
     {               \
         name, #name \
     }
-    ENTRY(store1),        ENTRY(store8),        ENTRY(load8),
-    ENTRY(copy8),         ENTRY(down8),         ENTRY(down3),
-    ENTRY(step24),        ENTRY(step100),       ENTRY(step512),
-    ENTRY(step700),       ENTRY(indexed),       ENTRY(index_down),
-    ENTRY(two_moves),     ENTRY(still),         ENTRY(pushes),
-    ENTRY(pops),          ENTRY(moved_between), ENTRY(both_ways),
-    ENTRY(carry),         ENTRY(vectors),       ENTRY(reload),
-    ENTRY(leaves),        ENTRY(divides),       ENTRY(counts_up),
-    ENTRY(rows),          ENTRY(long_rows),     ENTRY(either),
-    ENTRY(top_test),      ENTRY(again),         ENTRY(carried),
-    ENTRY(stacked),       ENTRY(crowded),       ENTRY(left),
-    ENTRY(dividing),      ENTRY(high_bytes),    ENTRY(from_outside),
-    ENTRY(inner_down),    ENTRY(inner_index),   ENTRY(inner_lends),
-    ENTRY(inner_branch),  ENTRY(inner_moves),   ENTRY(inner_exit),
-    ENTRY(inner_twice),   ENTRY(alone),         ENTRY(alone_down),
-    ENTRY(alone_still),   ENTRY(many_rounds),   ENTRY(inner_wanders),
-    ENTRY(inner_entered), ENTRY(inner_again),   ENTRY(inner_then_flags),
+    ENTRY(store1),
+    ENTRY(store8),
+    ENTRY(load8),
+    ENTRY(copy8),
+    ENTRY(down8),
+    ENTRY(down3),
+    ENTRY(step24),
+    ENTRY(step100),
+    ENTRY(step512),
+    ENTRY(step700),
+    ENTRY(indexed),
+    ENTRY(index_down),
+    ENTRY(two_moves),
+    ENTRY(still),
+    ENTRY(pushes),
+    ENTRY(pops),
+    ENTRY(moved_between),
+    ENTRY(both_ways),
+    ENTRY(carry),
+    ENTRY(vectors),
+    ENTRY(reload),
+    ENTRY(leaves),
+    ENTRY(divides),
+    ENTRY(counts_up),
+    ENTRY(rows),
+    ENTRY(long_rows),
+    ENTRY(either),
+    ENTRY(top_test),
+    ENTRY(again),
+    ENTRY(carried),
+    ENTRY(stacked),
+    ENTRY(crowded),
+    ENTRY(left),
+    ENTRY(dividing),
+    ENTRY(high_bytes),
+    ENTRY(from_outside),
+    ENTRY(inner_down),
+    ENTRY(inner_index),
+    ENTRY(inner_lends),
+    ENTRY(inner_branch),
+    ENTRY(inner_moves),
+    ENTRY(inner_exit),
+    ENTRY(inner_twice),
+    ENTRY(alone),
+    ENTRY(alone_down),
+    ENTRY(alone_still),
+    ENTRY(many_rounds),
+    ENTRY(inner_wanders),
+    ENTRY(inner_entered),
+    ENTRY(inner_again),
+    ENTRY(inner_then_flags),
+    ENTRY(copied),
+    ENTRY(copied_and_moved),
+    ENTRY(copied_sometimes),
+    ENTRY(copied_or_not),
 };
 
 enum layout { RAM, HOLE, READ_ONLY, MMIO, LAYOUTS };
@@ -244,6 +298,8 @@ static bool compare(const u8 *code, const char *name, enum layout l, u64 seed)
 
 static u8 *text, *at; /* where the program is, and its end so far */
 static u64 dice;
+static bool calm;          /* with few jumps and indexes, and no flags carried from one outer round to the next */
+static unsigned registers; /* for data: the fewer, the more are left for checks to keep what they found */
 
 static u64 roll(u64 sides)
 {
@@ -258,10 +314,11 @@ static void bytes(unsigned n, u64 v)
 /* REX.W OPCODE with register `reg` and, as often as not, an index: disp8(RSI or RDI[, RBX, scale]). */
 static void memory_operand(u8 opcode, unsigned reg)
 {
-    unsigned base = roll(2) ? RSI : RDI;
-    *at++ = (u8)(0x48 | (reg >= 8 ? 4 : 0));
+    unsigned base = roll(2) ? RSI : roll(4) ? RDI : R14; /* the last stays where it is */
+    *at++ = (u8)(0x48 | (reg >= 8 ? 4 : 0) | base >> 3);
+    base &= 7;
     *at++ = opcode;
-    if (roll(2)) {
+    if (roll(calm ? 8 : 2)) {
         *at++ = (u8)(0x40 | (reg & 7) << 3 | base);
     } else {
         *at++ = (u8)(0x44 | (reg & 7) << 3);
@@ -283,12 +340,43 @@ static void move_address(void)
     }
 }
 
+/* RSI or RDI becomes what R14 is, or near it, perhaps by way of R13. */
+static void copy_address(void)
+{
+    unsigned to = roll(2) ? RSI : RDI;
+    switch (roll(4)) {
+    case 0:
+        bytes(2, 0x894c);
+        *at++ = (u8)(0xf0 | to); /* mov to, r14 */
+        break;
+    case 1:
+        bytes(2, 0x8d49);
+        *at++ = (u8)(0x46 | to << 3); /* lea to, [r14+disp8] */
+        *at++ = (u8)(roll(96) - 48);
+        break;
+    case 2: bytes(4, 0x186e8d4d | roll(2) << 29); break; /* lea r13, [r14+24 or 56] */
+    default: bytes(2, 0x894c); *at++ = (u8)(0xe8 | to);  /* mov to, r13 */
+    }
+}
+
+static void copy_if(void)
+{
+    *at++ = (u8)(0x70 | roll(16));
+    u8 *jump = at++;
+    copy_address();
+    *jump = (u8)(at - (jump + 1));
+}
+
 static void instruction(void)
 {
     static const u8 data[] = {RAX, RDX, R9, R10, R11};
     static const u8 through_memory[] = {0x8b, 0x8b, 0x89, 0x89, 0x03, 0x01, 0x33, 0x31, 0x3b, 0x13, 0x11};
     static const u8 alone[] = {0x01, 0x31, 0x11, 0x89, 0x39, 0x19};
-    unsigned a = data[roll(sizeof data)], b = data[roll(sizeof data)];
+    unsigned a = data[roll(registers)], b = data[roll(registers)];
+    if (!roll(24)) {
+        copy_address();
+        return;
+    }
     switch (roll(8)) {
     case 0:
     case 1:
@@ -315,7 +403,8 @@ static unsigned ways_out;
 static void stretch(unsigned n)
 {
     while (n--) {
-        unsigned past = roll(5) ? 0 : 1 + (unsigned)roll(3);
+        if (!roll(24)) copy_if();
+        unsigned past = roll(calm ? 12 : 5) ? 0 : 1 + (unsigned)roll(3);
         if (past) {
             *at++ = (u8)(0x70 | roll(16));
             u8 *jump = at++;
@@ -342,12 +431,26 @@ static void program(u64 seed)
     dice = seed;
     at = text;
     ways_out = 0;
+    calm = roll(3);
+    registers = 1 + (unsigned)roll(calm ? 3 : 5);
     bytes(6, 0xfe8949f48949); /* mov r12, rsi; mov r14, rdi */
+    bytes(3, 0xfd8949);       /* mov r13, rdi */
     u8 *outer = at;
+    if (calm) bytes(3, 0xc0854d); /* test r8, r8 */
     stretch((unsigned)roll(4));
+    bool between = roll(2); /* is there a loop between the outer one and those? */
+    if (between && roll(2)) copy_address();
+    if (between) {
+        bytes(2, 0xbf41); /* mov r15d, rounds */
+        bytes(4, 1 + roll(4));
+    }
+    u8 *middle = at;
     for (unsigned inner = 0; inner < 1 + (seed >> 40 & 1); inner++) {
+        if (roll(3)) copy_address();
+        if (!roll(3)) copy_address();
         bytes(2, 0xb841); /* mov r8d, rounds */
         bytes(4, 1 + roll(roll(4) ? 6 : 40));
+        if (!roll(4)) copy_if();
         bool entered = !roll(6); /* in the middle, the first time */
         u8 *jump = at + 1;
         if (entered) bytes(2, 0xeb);
@@ -358,6 +461,10 @@ static void program(u64 seed)
         bytes(3, 0xc8ff41); /* dec r8d */
         back_to(head, 0x850f);
         stretch((unsigned)roll(5));
+    }
+    if (between) {
+        bytes(3, 0xcfff41); /* dec r15d */
+        back_to(middle, 0x850f);
     }
     bytes(3, 0xc48349); /* add r12, step */
     *at++ = (u8)(roll(48) - 8);

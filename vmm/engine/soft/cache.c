@@ -194,9 +194,11 @@ static void kill_block(struct soft_private *p, struct block *b, uint32_t off)
 {
     unhash(p, b, off);
     b->dead = true;
-    struct emitter e = {p->code + b->host};
-    emit_store_gs32_imm(&e, GS(exit_info), off);
-    emit_jmp(&e, p->code + p->stub_exit[HX_DEAD]);
+    for (unsigned n = 0; n < (b->strip ? 2u : 1u); n++) {
+        struct emitter e = {p->code + (n ? b->strip : b->host)};
+        emit_store_gs32_imm(&e, GS(exit_info), off);
+        emit_jmp(&e, p->code + p->stub_exit[HX_DEAD]);
+    }
 }
 
 /* Walks one of the two lists of blocks by page. A block across a border is in both: dead ones met in the other are taken out then. */
@@ -305,8 +307,9 @@ void soft_forward_dead(struct soft_cpu *cpu, uint32_t dead, const struct block *
     if (((b->mode ^ to->mode) & ~MODE_NEST) || b->gpa != to->gpa || b->rip != to->rip ||
         (b->gpa2 != to->gpa2 && to->gpa2 != NO_PAGE))
         return; /* another page is mapped there now: only a look-up may lead to it */
-    struct emitter e = {p->code + b->host};
+    struct emitter e = {p->code + b->host}, strip = {p->code + b->strip};
     emit_jmp(&e, p->code + to->host);
+    if (b->strip) emit_jmp(&strip, p->code + to->host);
 }
 
 /* ---- finding code ---- */

@@ -115,7 +115,7 @@ static inline void emit_mov_rr(struct emitter *e, unsigned dst, unsigned src)
 }
 
 /* Arithmetic with an immediate, sign-extended; w: 64-bit. Sets the flags. */
-enum alu { ALU_ADD = 0, ALU_OR = 1, ALU_AND = 4, ALU_CMP = 7 };
+enum alu { ALU_ADD = 0, ALU_OR = 1, ALU_AND = 4, ALU_SUB = 5, ALU_CMP = 7 };
 static inline void emit_alu_imm(struct emitter *e, unsigned w, enum alu op, unsigned reg, uint32_t imm)
 {
     unsigned rex = (w ? 8u : 0u) | (reg >= 8);

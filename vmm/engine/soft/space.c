@@ -181,7 +181,9 @@ void soft_link(struct soft_cpu *cpu, struct link *l, struct block *to)
     }
     l->to = (uint32_t)((uint8_t *)to - p->meta);
     l->linked = true;
-    patch_rel32(p->code + l->jump, p->code + to->host);
+    /* a round that crossed a page border is over: on with the next strip */
+    bool strip = to->strip && from->mode & MODE_NO_MERGE && from->rip == to->rip;
+    patch_rel32(p->code + l->jump, p->code + (strip ? to->strip : to->host));
 }
 
 /* ---- the jump cache ---- */

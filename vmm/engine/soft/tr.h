@@ -6,9 +6,12 @@
 #include "vmm/engine/soft/xlat.h"
 
 #define MAX_GROUPS 32
-#define MAX_COLD 320
+#define MAX_COLD 640
 #define NO_GROUP 0xff
 #define NO_REG 0xff
+/* A short loop's rounds are written several times, one after the other, so that rounds are counted, and branches taken, once for all of them: */
+#define COPIES_MOST 4u
+#define COPIED_MOST 96u /* instructions of the copies together */
 
 /* Memory accesses through the same registers, checked together: one check of [base+lo, base+hi) at `anchor` serves them all. While it is
  * live, `reg` holds HVA - GVA of the page; for accesses with an index register, the host address of the range. */
@@ -53,6 +56,7 @@ struct label {
     bool stays;            /* counted: checked again after those, as it can be no block of its own; else it leaves */
     uint8_t end;           /* counted: the branch back */
     uint8_t *entry, *host; /* for jumps from before it; from behind */
+    uint8_t copies, copy;  /* counted: how often its rounds are written one after the other; those written so far */
 };
 /* A jump forward in a nest, to be patched. */
 struct nest_fix {
@@ -85,18 +89,23 @@ struct tr {
     uint8_t strip_rounds;          /* register that counts the rounds left; NO_REG: not in strips */
     bool loop_low;                 /* an instruction in the loop can't have a REX prefix */
     struct group kept[MAX_GROUPS]; /* the groups as they were before the first rounds were translated */
+    uint8_t copies, copy;          /* of a round: how many there are to be; how many there are */
     /* A nest of loops: */
     bool nest, before_nest; /* this is one; one begins behind this block */
     uint8_t nest_count;     /* register that counts rounds of inner loops; NO_REG: none do */
+    uint16_t nest_held;     /* registers that carry what checks before the nest found, and nest_count */
     uint16_t inner_lent;    /* registers lent out for the inner loop that is being translated, beside loop_lent */
     uint16_t inner_held;    /* those that carry what its checks found */
     bool unreachable;       /* the place that is being translated */
     struct label label[NEST_MAX_INSNS];
     unsigned fixes;
     struct nest_fix fix[NEST_MAX_INSNS];
+    uint8_t again; /* instruction to go on from, for another copy of an inner loop's round; NO_LABEL: the next one */
+    uint8_t *out[COPIES_MOST]; /* jumps out of the copies */
+    uint8_t ahead; /* in later copies: rounds by which the guest's addresses are ahead of the host's that strips keep */
     unsigned colds;
     struct cold cold[MAX_COLD];
-    struct imap map[2 * NEST_MAX_INSNS + 1];
+    struct imap map[2 * (NEST_MAX_INSNS * COPIES_MOST) + 1];
     unsigned maps;
     uint64_t next_rip; /* after the last instruction */
 };
@@ -153,12 +162,18 @@ void tr_request_check(struct tr *t, unsigned i);
 /* translate_loop.c: blocks that jump back to themselves */
 bool tr_is_self_loop(const struct tr *t);
 void tr_begin_loop(struct tr *t);
-void tr_begin_strip(struct tr *t); /* when strip_rounds is a register: before the loop is translated again */
+void tr_begin_strip(struct tr *t);  /* when strip_rounds is a register: before the loop is translated again */
+bool tr_copy_round(struct tr *t);   /* before each copy of the strip's round; false: that was the last */
+unsigned tr_copies(unsigned insns); /* how often to write a loop of so many instructions */
+void tr_fresh_groups(struct tr *t, unsigned from,
+                     unsigned to); /* those checked in [from, to) are to be checked again */
 void tr_back_edge(struct tr *t, unsigned cc);
 /* Can the group's check stand before the loop of the instructions [from, to)? Makes the group one whose check stands there. */
 bool tr_plan_strip(const struct tr *t, struct group *g, unsigned from, unsigned to);
-void tr_next_round(struct tr *t,
-                   const struct group *g);  /* before the branch back: of a group whose check stands before the loop */
+/* Is there a jump out of the loop or nest in [from, to)? */
+bool tr_may_leave(const struct tr *t, unsigned from, unsigned to);
+/* Before the branch back: a host address of a group whose check stands before the loop moves along with the guest's. Keeps the flags. */
+void tr_next_round(struct tr *t, const struct group *g);
 unsigned tr_take(uint16_t *from, bool low); /* one of the registers `from`; NO_REG: none of them will do */
 
 /* translate_nest.c: loops in loops */

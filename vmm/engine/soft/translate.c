@@ -543,7 +543,7 @@ static unsigned request_boundary(const struct tr *t)
     return 0;
 }
 
-/* All instructions once, and the way on to the next block. */
+/* All instructions once. Inner loops of a nest may be gone through several times (t->again). */
 static void emit_round(struct tr *t, unsigned safe)
 {
     for (unsigned i = 0; i < t->n && !t->failed; i++) {
@@ -554,7 +554,15 @@ static void emit_round(struct tr *t, unsigned safe)
         tr_begin_groups(t, i);
         emit_insn(t, i);
         tr_end_groups(t, i);
+        if (t->again == NO_LABEL) continue;
+        i = t->again - 1u;
+        t->again = NO_LABEL;
     }
+}
+
+/* The way on to the next block. */
+static void emit_way_on(struct tr *t)
+{
     const struct xinsn *last = &t->x[t->n - 1];
     if (ends_block(last, t->b->rip) && last->kind != XK_JCC) return;
     t->held = 0;
@@ -567,15 +575,19 @@ static void emit_body(struct tr *t)
     unsigned safe = request_boundary(t);
     t->loop = t->strip = NULL;
     t->strip_rounds = NO_REG;
+    t->again = NO_LABEL;
+    t->ahead = 0;
     if (t->nest)
         tr_begin_nest(t);
     else if (tr_is_self_loop(t))
         tr_begin_loop(t);
     emit_round(t, safe);
+    emit_way_on(t);
     if (t->nest) tr_patch_nest(t);
     if (t->strip_rounds != NO_REG && !t->failed) {
         tr_begin_strip(t);
-        emit_round(t, safe);
+        while (tr_copy_round(t)) emit_round(t, safe);
+        emit_way_on(t);
     }
     for (unsigned i = 0; i < t->colds && !t->failed; i++) emit_cold(t, &t->cold[i]);
 }

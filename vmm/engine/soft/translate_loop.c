@@ -7,13 +7,14 @@
  *             safe point; r = FIRST_ROUNDS
  *     first:  the guest's instructions with their checks
  *             jncc out; dec r; jnz first
+ *     again:  lend the registers
  *     strip:  safe point; check each such access; r = the rounds for which all of them stay on their pages, at most STRIP_MOST
  *     loop:   dec r; js strip
  *             the guest's instructions, on host addresses that need no check
  *             jcc loop
  *
  * A round that crosses a page fails the check at `strip` and is done by the variant of the block that checks each access on its own, which
- * comes back here. */
+ * comes back at `again`. */
 #include "vmm/engine/soft/tr.h"
 
 /* Computing the bounds costs about as much as checking so many rounds. */
@@ -47,7 +48,7 @@ static bool moved_until(const struct tr *t, const struct group *g, unsigned from
     return true;
 }
 
-static bool side_exit_before(const struct tr *t, unsigned from, unsigned to)
+bool tr_may_leave(const struct tr *t, unsigned from, unsigned to)
 {
     for (unsigned i = from; i < to; i++)
         if (t->x[i].kind == XK_JCC && !(t->nest && t->label[i].to != NO_LABEL)) return true;
@@ -59,7 +60,7 @@ bool tr_plan_strip(const struct tr *t, struct group *g, unsigned from, unsigned 
     int32_t before, stride;
     if (!moved_until(t, g, from, g->first, &before) || !moved_until(t, g, from, to, &stride)) return false;
     if (stride < -STRIDE_MOST || stride > STRIDE_MOST || before < -4096 || before > 4096) return false;
-    if (g->write && side_exit_before(t, from, g->first))
+    if (g->write && tr_may_leave(t, from, g->first))
         return false; /* a write that may not come must not make it a write check */
     /* lo and hi are relative to the address at `anchor`, which is `hoisted` away from that at `first` */
     g->lo += before - g->hoisted;
@@ -166,6 +167,9 @@ static void emit_bound(struct tr *t, const struct group *g, unsigned rounds, uns
 static void emit_strip(struct tr *t, unsigned rounds, unsigned tmp)
 {
     struct emitter *e = &t->e;
+    t->b->strip = (uint32_t)(e->p - t->p->code);
+    for (unsigned r = 0; r < 16; r++)
+        if (t->loop_lent >> r & 1) emit_store_gs(e, GS_SAVED(r), r);
     t->strip = e->p;
     patch_rel32(t->to_strip, e->p);
     tr_request_check(t, 0);
@@ -177,9 +181,6 @@ static void emit_strip(struct tr *t, unsigned rounds, unsigned tmp)
         emit_bound(t, g, rounds, tmp);
     }
     emit_unary_flags(e, 0xff, 0, rounds); /* inc: the round at hand is one more */
-    t->loop = e->p;
-    emit_unary_flags(e, 0xff, 1, rounds); /* dec */
-    emit_jcc(e, 8, t->strip);             /* js */
 }
 
 /* Chooses what leaves the loop and gives each check a register of its own. */
@@ -204,6 +205,47 @@ void tr_begin_strip(struct tr *t)
         t->held |= (uint16_t)(1u << r);
     }
     emit_strip(t, t->strip_rounds, tmp);
+    t->copies = (uint8_t)tr_copies(t->n);
+    t->copy = 0;
+}
+
+unsigned tr_copies(unsigned insns)
+{
+    unsigned n = COPIED_MOST / insns;
+    return n >= COPIES_MOST ? COPIES_MOST : n >= 2 ? 2 : 1;
+}
+
+void tr_fresh_groups(struct tr *t, unsigned from, unsigned to)
+{
+    for (unsigned k = 0; k < t->groups; k++) {
+        struct group *g = &t->g[k];
+        if (g->strip || g->first < from || g->last >= to) continue;
+        g->reg = NO_REG;
+        g->dissolved = false;
+    }
+}
+
+bool tr_copy_round(struct tr *t)
+{
+    struct emitter *e = &t->e;
+    if (t->copy == t->copies + (t->copies > 1)) return false;
+    if (t->copy == 0 && t->copies > 1) {
+        t->loop = e->p;
+        emit_alu_imm(e, 1, ALU_SUB, t->strip_rounds, t->copies);
+        t->to_strip = emit_jcc(e, 8, NULL); /* js to the last rounds */
+    } else if (t->copy == t->copies || t->copies == 1) {
+        if (t->copies > 1) {
+            patch_rel32(t->to_strip, e->p);
+            emit_alu_imm(e, 1, ALU_ADD, t->strip_rounds, t->copies);
+        }
+        t->loop = e->p;
+        emit_unary_flags(e, 0xff, 1, t->strip_rounds); /* dec */
+        emit_jcc(e, 8, t->strip);                      /* js */
+    }
+    tr_fresh_groups(t, 0, t->n);
+    t->borrowed = t->loop_lent;
+    t->copy++;
+    return true;
 }
 
 void tr_begin_loop(struct tr *t)
@@ -224,11 +266,10 @@ void tr_begin_loop(struct tr *t)
     t->loop = t->e.p;
 }
 
-/* A host address moves along with the guest's. Keeps the flags. */
 void tr_next_round(struct tr *t, const struct group *g)
 {
     if (!g->strip || g->index == INSN_NOREG || !g->stride) return;
-    struct host_mem next = {g->reg, INSN_NOREG, 1, g->stride};
+    struct host_mem next = {g->reg, INSN_NOREG, 1, g->stride * (int32_t)(t->ahead + 1)};
     emit_lea(&t->e, g->reg, next);
 }
 
@@ -245,6 +286,17 @@ void tr_back_edge(struct tr *t, unsigned cc)
         patch_rel32(out, e->p);
         return;
     }
+    if (t->strip && t->copy < t->copies) {
+        t->out[t->copy - 1] = emit_jcc(e, cc ^ 1, NULL);
+        t->ahead++;
+        return;
+    }
     for (unsigned k = 0; k < t->groups; k++) tr_next_round(t, &t->g[k]);
+    t->ahead = 0;
     emit_jcc(e, cc, t->loop);
+    if (!t->strip || t->copies == 1) return;
+    if (t->copy == t->copies)
+        t->out[t->copies - 1] = emit_jmp(e, NULL);
+    else
+        for (unsigned n = 0; n < t->copies; n++) patch_rel32(t->out[n], e->p);
 }

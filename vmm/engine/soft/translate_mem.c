@@ -323,7 +323,8 @@ void tr_access(struct tr *t, unsigned i, uint16_t forbidden, struct host_mem *m)
     bool plain = tr_plain_access(t, x, &base, &disp, &size, &write);
     struct group *g = t->acc[i].group == NO_GROUP ? NULL : &t->g[t->acc[i].group];
     if (g && g->reg != NO_REG && g->index != INSN_NOREG) {
-        *m = (struct host_mem){g->reg, INSN_NOREG, 1, t->acc[i].rel - (g->lo - g->hoisted)};
+        int32_t rounds = g->strip ? (int32_t)t->ahead * g->stride : 0;
+        *m = (struct host_mem){g->reg, INSN_NOREG, 1, t->acc[i].rel - (g->lo - g->hoisted) + rounds};
         return;
     }
     if (plain && g && g->reg != NO_REG) {

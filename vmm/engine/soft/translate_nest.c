@@ -109,6 +109,7 @@ static bool gains_by_strips(const struct tr *t, unsigned first, unsigned last)
     for (unsigned i = first; i <= last; i++) {
         const struct xinsn *x = &t->x[i];
         if (x->kind != XK_MEM || x->in.mem.base >= 16 || !each_round(t, first, i)) continue;
+        if (t->acc[i].group != NO_GROUP && t->g[t->acc[i].group].strip) continue;
         gains |= moves_steadily(t, x->in.mem.base, first, last) && moves_steadily(t, x->in.mem.index, first, last);
     }
     return gains;
@@ -124,6 +125,7 @@ static void count_inner_loops(struct tr *t)
         t->label[to].counted = true;
         t->label[to].stays = jumps || to == 0;
         t->label[to].end = (uint8_t)i;
+        t->label[to].copies = (uint8_t)(jumps ? 1 : tr_copies(i + 1 - to));
         t->nest_count = 0; /* tr_begin_nest() finds a register */
     }
 }
@@ -174,36 +176,7 @@ static void lend_to_nest(struct tr *t, unsigned r)
     t->loop_lent |= (uint16_t)(1u << r);
 }
 
-/* The counter gets the highest: that is not RCX, which a safe point may want, as there are at least three. Those below 8 serve any
- * instruction. */
-void tr_begin_nest(struct tr *t)
-{
-    uint16_t unused = unused_registers(t);
-    unsigned wanted = scratch_wanted(t);
-    t->fixes = 0;
-    t->unreachable = false;
-    t->loop_lent = t->inner_lent = t->inner_held = 0;
-    count_inner_loops(t);
-    if (t->nest_count != NO_REG) {
-        t->nest_count = (uint8_t)(31 - __builtin_clz(unused));
-        unused &= (uint16_t) ~(1u << t->nest_count);
-        lend_to_nest(t, t->nest_count);
-    }
-    for (unsigned r = 0; r < 16 && wanted; r++) {
-        if (!(unused & (1u << r))) continue;
-        lend_to_nest(t, r);
-        wanted--;
-    }
-    t->borrowed = t->loop_lent;
-    t->held = 0;
-}
-
 /* ---- checks before an inner loop ---- */
-
-static uint16_t held_in_nest(const struct tr *t)
-{
-    return t->nest_count == NO_REG ? 0 : (uint16_t)(1u << t->nest_count);
-}
 
 /* The checks of accesses that move by a constant each round are done once, for all rounds that the loop may have here. Those that would reach over
  * the end of a page make the loop a block of its own, that time (SITE_MERGED). */
@@ -224,6 +197,146 @@ static bool plan_reach(const struct tr *t, struct group *g, unsigned from, unsig
     if (reach > 0) g->hi += reach;
     return true;
 }
+
+/* ---- checks before the nest ---- */
+
+static bool touches(const struct tr *t, unsigned reg)
+{
+    int32_t by;
+    for (unsigned i = 0; reg < 16 && i < t->n; i++)
+        if (tr_base_effect(&t->x[i], reg, &by)) return true;
+    return false;
+}
+
+/* Nothing in the nest changes the address, and the access will come. (The stack is there for reads in any case.) */
+static bool plan_for_nest(const struct tr *t, struct group *g)
+{
+    bool certain = each_round(t, 0, g->first) || (g->base == R_RSP && !g->write);
+    return t->fl_live[0] == 0 && certain && !touches(t, g->base) && !touches(t, g->index) &&
+           tr_plan_strip(t, g, 0, t->n);
+}
+
+/* The instruction that gave `reg` the value it has at instruction `at`, when that is a copy of another register: MOV, or LEA with no index. It
+ * comes before `at`, with no way past it. Returns the register and adds to *by; NO_REG: it is something else. */
+static unsigned copied_from(const struct tr *t, unsigned reg, unsigned at, int32_t *by, unsigned *where)
+{
+    for (unsigned i = at; i-- > 0;) {
+        const struct xinsn *x = &t->x[i];
+        if (!(x->reg_write & 1u << reg)) continue;
+        const struct insn_mem *m = &x->in.mem;
+        *where = i;
+        if (!each_round(t, 0, i) || x->in.op_size != 8) return NO_REG;
+        if (x->in.mnemonic == ZYDIS_MNEMONIC_MOV && x->kind == XK_COPY && x->in.op[1].kind == OP_REG)
+            return x->in.op[1].reg;
+        if (x->in.mnemonic != ZYDIS_MNEMONIC_LEA || x->kind != XK_COPY || x->in.addr_size != 8 || m->base >= 16 ||
+            m->index < 16 || m->seg == SEG_FS || m->seg == SEG_GS || m->disp < -4096 || m->disp > 4096)
+            return NO_REG;
+        *by += (int32_t)m->disp;
+        return m->base;
+    }
+    return NO_REG;
+}
+
+static unsigned writes_to(const struct tr *t, unsigned reg)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < t->n; i++) n += t->x[i].reg_write >> reg & 1;
+    return n;
+}
+
+static bool label_between(const struct tr *t, unsigned after, unsigned to)
+{
+    for (unsigned i = after + 1; i <= to; i++)
+        if (t->label[i].here) return true;
+    return false;
+}
+
+/* Is what the group's base register holds at the head of the inner loop at `from` a copy of one that nothing in the nest changes, perhaps by
+ * way of others? Then makes that the group's base. */
+static bool rebase(const struct tr *t, struct group *g, unsigned from)
+{
+    unsigned reg = g->base, at = from, where = 0;
+    int32_t by = 0;
+    for (unsigned n = 0; n < 4 && touches(t, reg); n++) {
+        unsigned source = copied_from(t, reg, at, &by, &where);
+        if (source >= 16) return false;
+        /* still so at `at`: nothing comes in between, but the loop's own branch back to `from`; or it is written nowhere else */
+        unsigned until = at == from && at ? at - 1 : at;
+        if (label_between(t, where, until) && writes_to(t, reg) > 1) return false;
+        reg = source;
+        at = where;
+    }
+    if (touches(t, reg)) return false; /* a longer chain */
+    g->base = (uint8_t)reg;
+    g->lo += by;
+    g->hi += by;
+    g->anchor = 0;
+    return true;
+}
+
+/* For all rounds that the inner loop at `from` has before it leaves: nothing but its own rounds moves the address, and they come. */
+static bool plan_inner_for_nest(const struct tr *t, struct group *g, unsigned from)
+{
+    const struct label *l = &t->label[from];
+    if (l->stays || g->index != INSN_NOREG || t->fl_live[0] || !each_round(t, 0, from)) return false;
+    if (g->write && tr_may_leave(t, 0, from)) return false;
+    return plan_reach(t, g, from, l->end + 1u) && rebase(t, g, from);
+}
+
+static bool plan_before_nest(struct tr *t, struct group *g)
+{
+    if (plan_for_nest(t, g)) return true;
+    for (unsigned i = 1; i < t->n; i++)
+        if (t->label[i].counted && g->first >= i && g->last <= t->label[i].end) return plan_inner_for_nest(t, g, i);
+    return false;
+}
+
+/* Checks that stand before the nest, as far as there are registers for them beside two. Not RCX, which a safe point may want. */
+static void plan_checks_before_nest(struct tr *t, uint16_t *unused)
+{
+    for (unsigned k = 0; k < t->groups && __builtin_popcount(*unused) > 2; k++) {
+        struct group planned = t->g[k];
+        uint16_t choice = (uint16_t)(*unused & ~(1u << R_RCX));
+        unsigned r = plan_before_nest(t, &planned) ? tr_take(&choice, planned.no_rex) : NO_REG;
+        if (r == NO_REG) continue;
+        *unused &= (uint16_t) ~(1u << r);
+        planned.strip = true;
+        planned.reg = (uint8_t)r;
+        t->g[k] = planned;
+        lend_to_nest(t, r);
+        t->nest_held |= (uint16_t)(1u << r);
+    }
+}
+
+/* The counter gets the highest: that is not RCX, which a safe point may want, as there are at least three. Those below 8 serve any
+ * instruction. */
+void tr_begin_nest(struct tr *t)
+{
+    uint16_t unused = unused_registers(t);
+    unsigned wanted = scratch_wanted(t);
+    t->fixes = 0;
+    t->unreachable = false;
+    t->loop_lent = t->inner_lent = t->inner_held = t->nest_held = 0;
+    count_inner_loops(t);
+    plan_checks_before_nest(t, &unused);
+    if (t->nest_count != NO_REG) {
+        t->nest_count = (uint8_t)(31 - __builtin_clz(unused));
+        unused &= (uint16_t) ~(1u << t->nest_count);
+        lend_to_nest(t, t->nest_count);
+        t->nest_held |= (uint16_t)(1u << t->nest_count);
+    }
+    for (unsigned r = 0; r < 16 && wanted; r++) {
+        if (!(unused & (1u << r))) continue;
+        lend_to_nest(t, r);
+        wanted--;
+    }
+    t->borrowed = t->loop_lent;
+    t->held = t->nest_held;
+    for (unsigned k = 0; k < t->groups; k++)
+        if (t->g[k].strip) tr_check_group(t, 0, &t->g[k], t->g[k].reg);
+}
+
+/* ---- around inner loops ---- */
 
 static uint16_t used_between(const struct tr *t, unsigned from, unsigned to)
 {
@@ -247,12 +360,12 @@ static bool checks_stay(const struct tr *t, unsigned from, unsigned to)
 /* Before the loop from instruction `from` on: what it does not use is lent out beside what the nest does not. */
 static void check_before(struct tr *t, unsigned from, unsigned to)
 {
-    uint16_t left = (uint16_t)(t->loop_lent & ~held_in_nest(t));
+    uint16_t left = (uint16_t)(t->loop_lent & ~t->nest_held);
     uint16_t unused = (uint16_t) ~(used_between(t, from, to) | t->loop_lent);
     if (checks_stay(t, from, to)) tr_take(&left, true);
     for (unsigned k = 0; k < t->groups; k++) {
         struct group planned = t->g[k];
-        if (!plan_reach(t, &planned, from, to)) continue;
+        if (planned.strip || !plan_reach(t, &planned, from, to)) continue;
         unsigned r = tr_take(&left, planned.no_rex);
         if (r == NO_REG && (r = tr_take(&unused, planned.no_rex)) != NO_REG) {
             emit_store_gs(&t->e, GS_SAVED(r), r);
@@ -267,7 +380,8 @@ static void check_before(struct tr *t, unsigned from, unsigned to)
     }
     t->held |= t->inner_held;
     for (unsigned k = 0; k < t->groups; k++)
-        if (t->g[k].strip && t->g[k].anchor == from) tr_check_group(t, from, &t->g[k], t->g[k].reg);
+        if (t->g[k].strip && t->g[k].anchor == from && t->inner_held & (1u << t->g[k].reg))
+            tr_check_group(t, from, &t->g[k], t->g[k].reg);
 }
 
 /* ---- labels and jumps ---- */
@@ -276,17 +390,23 @@ static void check_before(struct tr *t, unsigned from, unsigned to)
 void tr_nest_label(struct tr *t, unsigned i)
 {
     struct label *l = &t->label[i];
-    if (i == 0) t->held = held_in_nest(t);
+    if (i == 0) t->held = t->nest_held;
     if (!l->here) return;
     uint16_t lent = t->loop_lent | t->inner_lent;
+    if (l->copy) {
+        tr_fresh_groups(t, i, l->end + 1u);
+        t->borrowed = lent;
+        t->held = t->nest_held | t->inner_held;
+        return;
+    }
     if (!t->unreachable) tr_restore(t, (uint16_t)~lent);
     t->unreachable = false;
     t->borrowed = lent;
-    t->held = held_in_nest(t) | t->inner_held;
+    t->held = t->nest_held | t->inner_held;
     l->entry = t->e.p;
     if (l->counted) {
         check_before(t, i, l->end + 1u);
-        emit_mov_imm(&t->e, t->nest_count, NEST_ROUNDS);
+        emit_mov_imm(&t->e, t->nest_count, NEST_ROUNDS / l->copies);
     }
     l->host = t->e.p;
     if (l->back && !l->counted) tr_request_check(t, i);
@@ -305,7 +425,7 @@ static void check_again(struct tr *t, unsigned head)
 {
     uint16_t borrowed = t->borrowed, held = t->held;
     tr_restore(t, t->inner_lent);
-    t->held = held_in_nest(t);
+    t->held = t->nest_held;
     tr_request_check(t, head);
     patch_rel32(emit_jmp(&t->e, NULL), t->label[head].entry);
     t->borrowed = borrowed;
@@ -316,18 +436,25 @@ static void check_again(struct tr *t, unsigned head)
 static void counted_branch(struct tr *t, unsigned i, unsigned to)
 {
     struct emitter *e = &t->e;
-    uint8_t *out = emit_jcc(e, t->x[i].cc ^ 1u, NULL);
+    struct label *l = &t->label[to];
+    t->out[l->copy++] = emit_jcc(e, t->x[i].cc ^ 1u, NULL);
+    if (l->copy < l->copies) {
+        t->again = (uint8_t)to;
+        t->ahead++;
+        return;
+    }
     for (unsigned k = 0; k < t->groups; k++)
         if (t->g[k].anchor == to) tr_next_round(t, &t->g[k]);
+    t->ahead = 0;
     emit_unary_flags(e, 0xff, 1, t->nest_count); /* dec */
-    emit_jcc(e, 5, t->label[to].host);           /* jnz */
-    if (t->label[to].stays) {
+    emit_jcc(e, 5, l->host);                     /* jnz */
+    if (l->stays) {
         check_again(t, to);
     } else {
         struct cold *c = tr_new_cold(t, COLD_LINK, emit_jmp(e, NULL));
         c->meta = tr_new_link(t, t->x[to].in.rip);
     }
-    patch_rel32(out, e->p);
+    for (unsigned n = 0; n < l->copies; n++) patch_rel32(t->out[n], e->p);
     tr_restore(t, t->inner_lent);
     t->held &= (uint16_t)~t->inner_held;
     t->inner_lent = t->inner_held = 0;
