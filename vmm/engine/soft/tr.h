@@ -89,7 +89,8 @@ struct tr {
     uint8_t strip_rounds;          /* register that counts the rounds left; NO_REG: not in strips */
     bool loop_low;                 /* an instruction in the loop can't have a REX prefix */
     struct group kept[MAX_GROUPS]; /* the groups as they were before the first rounds were translated */
-    uint8_t copies, copy;          /* of a round: how many there are to be; how many there are */
+    uint8_t copies, copy; /* of a round that are made at once: how many; how many are written, and that of the rest */
+    uint8_t *to_rest;     /* rel32 of the jump to the rounds that are made one by one */
     /* A nest of loops: */
     bool nest, before_nest; /* this is one; one begins behind this block */
     uint8_t nest_count;     /* register that counts rounds of inner loops; NO_REG: none do */

@@ -9,9 +9,13 @@
  *             jncc out; dec r; jnz first
  *     again:  lend the registers
  *     strip:  safe point; check each such access; r = the rounds for which all of them stay on their pages, at most STRIP_MOST
- *     loop:   dec r; js strip
- *             the guest's instructions, on host addresses that need no check
- *             jcc loop
+ *     loop:   sub r, 4; js rest
+ *             four times: the guest's instructions, on host addresses that need no check; jncc out (the last time: jcc loop)
+ *     rest:   add r, 4
+ *     one:    dec r; js strip
+ *             the same once more
+ *             jcc one
+ *     out:
  *
  * A round that crosses a page fails the check at `strip` and is done by the variant of the block that checks each access on its own, which
  * comes back at `again`. */
@@ -225,23 +229,30 @@ void tr_fresh_groups(struct tr *t, unsigned from, unsigned to)
     }
 }
 
+static void begin_copies(struct tr *t)
+{
+    t->loop = t->e.p;
+    emit_alu_imm(&t->e, 1, ALU_SUB, t->strip_rounds, t->copies);
+    t->to_rest = emit_jcc(&t->e, 8, NULL); /* js */
+}
+
+static void begin_rest(struct tr *t)
+{
+    if (t->copies > 1) {
+        patch_rel32(t->to_rest, t->e.p);
+        emit_alu_imm(&t->e, 1, ALU_ADD, t->strip_rounds, t->copies);
+    }
+    t->loop = t->e.p;
+    emit_unary_flags(&t->e, 0xff, 1, t->strip_rounds); /* dec */
+    emit_jcc(&t->e, 8, t->strip);                      /* js */
+}
+
 bool tr_copy_round(struct tr *t)
 {
-    struct emitter *e = &t->e;
-    if (t->copy == t->copies + (t->copies > 1)) return false;
-    if (t->copy == 0 && t->copies > 1) {
-        t->loop = e->p;
-        emit_alu_imm(e, 1, ALU_SUB, t->strip_rounds, t->copies);
-        t->to_strip = emit_jcc(e, 8, NULL); /* js to the last rounds */
-    } else if (t->copy == t->copies || t->copies == 1) {
-        if (t->copies > 1) {
-            patch_rel32(t->to_strip, e->p);
-            emit_alu_imm(e, 1, ALU_ADD, t->strip_rounds, t->copies);
-        }
-        t->loop = e->p;
-        emit_unary_flags(e, 0xff, 1, t->strip_rounds); /* dec */
-        emit_jcc(e, 8, t->strip);                      /* js */
-    }
+    bool several = t->copies > 1;
+    if (t->copy == t->copies + several) return false;
+    if (several && t->copy == 0) begin_copies(t);
+    if (!several || t->copy == t->copies) begin_rest(t);
     tr_fresh_groups(t, 0, t->n);
     t->borrowed = t->loop_lent;
     t->copy++;
