@@ -12,6 +12,10 @@ CODE(merged, "1: mov (%rsi), %rdx; add (%rdx), %rax; xor 8(%rdx), %r8; xor 24(%r
              "dec %rcx; jnz 1b");
 CODE(with_flags, "1: mov (%rsi), %rdx; stc; mov (%rdx), %rdi; adc %rdi, %rax; lea 8(%rsi), %rsi; dec %rcx; jnz 1b");
 
+// An array from RDI on, RCX items of 24 bytes, 12 of them read: over small borders in the page, and over its end.
+CODE(stream, "1: add 4(%rdi), %rax; add 8(%rdi), %rax; lea 24(%rdi), %rdi; dec %rcx; jnz 1b");
+CODE(downwards, "1: add 4(%rdi), %rax; add 8(%rdi), %rax; lea -24(%rdi), %rdi; dec %rcx; jnz 1b");
+
 static u8 *const walks[] = {plain, indexed, merged, with_flags};
 static u64 list[ADDRESSES], seed = 0x6a09e667;
 static u64 *pde;
@@ -72,6 +76,38 @@ static void map_both(void)
     pde[1] = ((u64)ram + (LARGE - shown)) | PTE_PS | PTE_P | PTE_W;
 }
 
+static void check_stream(u8 *code, u64 from, unsigned items)
+{
+    u64 sum = 0;
+    for (unsigned i = 0; i < items; i++) {
+        u64 at = code == stream ? from + i * 24ul : from - i * 24ul;
+        for (unsigned n = 0; n < 8; n++) {
+            sum += (u64)*behind(at + 4 + n) << 8 * n;
+            sum += (u64)*behind(at + 8 + n) << 8 * n;
+        }
+    }
+    ctx_kernel(&c, code);
+    c.gpr[RDI] = from;
+    c.gpr[RCX] = items;
+    c.gpr[RAX] = 0;
+    CHECK_EQ(ctx_run(&c), END);
+    CHECK_EQ(c.gpr[RAX], sum);
+}
+
+/* Long enough, from many places, for the loops' checks to be about the large page; then over the border of the two. */
+static void streams(void)
+{
+    for (unsigned i = 0; i < 300; i++) {
+        u64 from = TEST_VA + random64(&seed) % (LARGE - 0x10000);
+        check_stream(stream, from, 700);
+        check_stream(downwards, from + 0xf000, 700);
+    }
+    for (unsigned i = 0; i < 40; i++) {
+        check_stream(stream, TEST_VA + LARGE - 4096 - random64(&seed) % 12000, 1200);
+        check_stream(downwards, TEST_VA + LARGE + random64(&seed) % 12000, 1200);
+    }
+}
+
 static void swapped(void)
 {
     shown = LARGE;
@@ -79,6 +115,7 @@ static void swapped(void)
     invlpg(TEST_VA + 0x7000); /* any address of the page */
     invlpg(TEST_VA + LARGE + 0x1ff000);
     check_walks(2 * LARGE);
+    streams();
     shown = 0;
     map_both();
     set_cr3(cr3());

@@ -298,15 +298,16 @@ static void write_check(uint8_t *check, const struct site *site, uint32_t slot, 
 enum verdict { KEEPS_SLOT, ROAMS, ROAMS_LARGE };
 
 /* A page-crossing range is no miss of the slot: what it wants is the split. */
-static void decide(struct soft_cpu *cpu, struct site *site, enum verdict verdict, uint32_t large, uint32_t link)
+static void decide(struct soft_cpu *cpu, struct site *site, enum verdict verdict, uint32_t large)
 {
     struct soft_private *p = cpu->priv;
+    uint32_t link = 0; /* not that of a trial, which may be linked */
     unsigned idx = site_idx(p, site);
     uint8_t *check = p->code + site->retry;
     uint32_t slot = verdict == ROAMS_LARGE ? large : site->slot;
     site->flags = (uint16_t)((site->flags & ~SITE_TRIAL) | SITE_UPGRADED);
     if (soft_code_room(p) < UPGRADE_ROOM) return; /* the cache is full and about to be flushed */
-    if (!link && site->flags & SITE_MERGED && !(link = split_link(p, site))) return;
+    if (site->flags & SITE_MERGED && !(link = split_link(p, site))) return;
     struct emitter e = {p->code + p->code_used}, at = {check};
     if (verdict == ROAMS) {
         emit_jmp(&at, e.p);
@@ -356,12 +357,12 @@ static void end_trial(struct soft_cpu *cpu, unsigned n, bool more)
     uint32_t runs = TRIAL_RUNS - t.left;
     cpu->trial[n].site = 0;
     if (t.large) {
-        decide(cpu, site, t.misses * 8 > runs ? ROAMS : ROAMS_LARGE, t.large, t.link);
+        decide(cpu, site, t.misses * 8 > runs ? ROAMS : ROAMS_LARGE, t.large);
         return;
     }
     runs -= t.misses; /* after a miss the check is done again */
     bool roams = t.misses * 8 > runs;
-    if (!(roams && more && try_large(cpu, site, n))) decide(cpu, site, roams ? ROAMS : KEEPS_SLOT, 0, 0);
+    if (!(roams && more && try_large(cpu, site, n))) decide(cpu, site, roams ? ROAMS : KEEPS_SLOT, 0);
 }
 
 static void begin_trial(struct soft_cpu *cpu, struct site *site)

@@ -142,7 +142,8 @@ unsigned tr_take(uint16_t *from, bool low)
 
 /* ---- the strip ---- */
 
-/* rounds = min(rounds, how often the group's address can move and still lie in its page) */
+/* rounds = min(rounds, how often the group's address can move and still lie in its page). A check against a large page (site.c) also holds
+ * for a range over a border inside that: upwards, only the round at hand is sure then. */
 static void emit_bound(struct tr *t, const struct group *g, unsigned rounds, unsigned tmp)
 {
     struct emitter *e = &t->e;
@@ -154,6 +155,11 @@ static void emit_bound(struct tr *t, const struct group *g, unsigned rounds, uns
     if (g->stride > 0) {
         emit_unary_flags(e, 0xf7, 3, tmp);                                                 /* neg tmp */
         emit_alu_imm(e, 1, ALU_ADD, tmp, (uint32_t)PAGE_SIZE - (uint32_t)(g->hi - g->lo)); /* add tmp, 4096 - size */
+        e8(e, 0x79);                                                                       /* jns past the next */
+        uint8_t *inside = e->p;
+        e8(e, 0);
+        emit_mov_imm(e, tmp, 0);
+        *inside = (uint8_t)(e->p - (inside + 1));
     }
     unsigned rex = 0x48 | (tmp >= 8 ? 5u : 0u);
     e8(e, rex);
