@@ -210,11 +210,15 @@ static void emit_trial(struct soft_private *p, struct emitter *e, const struct s
     emit_gs(e, 1, 0x2b, s, slot);
     emit_alu_imm(e, 1, ALU_CMP, s, (t->large ? LARGE_SIZE : (uint32_t)PAGE_SIZE) - 1 - site->span);
     uint8_t *miss = emit_jcc(e, 7, NULL);
+    if (t->large) emit_store_gs32_imm(e, at + (uint32_t)offsetof(struct site_trial, hit), 1);
     emit_gs(e, 1, site->flags & SITE_HOSTPAGE ? 0x03 : 0x8b, s, slot + 8);
     emit_jmp(e, p->code + site->retry + SITE_CHECK_BYTES);
     patch_rel32(miss, e->p);
     emit_gs(e, 0, 0xff, 0, at + (uint32_t)offsetof(struct site_trial, misses)); /* inc dword */
     if (t->large) {
+        emit_gs(e, 0, 0xd1, 5, at + (uint32_t)offsetof(struct site_trial, hit));   /* shr dword, 1 */
+        emit_gs(e, 0, 0x83, 2, at + (uint32_t)offsetof(struct site_trial, turns)); /* adc dword, */
+        e8(e, 0);                                                                  /* 0 */
         emit_gs(e, 1, 0x03, s, slot); /* the address again */
         emit_lookup(p, e, site, idx, true, t->large, t->link);
     } else {
@@ -325,12 +329,21 @@ static void observe(struct soft_cpu *cpu, struct site *site, unsigned n)
 {
     struct soft_private *p = cpu->priv;
     struct emitter e = {p->code + p->code_used}, at = {p->code + site->retry};
-    cpu->trial[n].left = TRIAL_RUNS;
+    cpu->trial[n].left = cpu->trial[n].large ? LARGE_RUNS : TRIAL_RUNS;
     cpu->trial[n].site = (uint32_t)((uint8_t *)site - p->meta);
     site->flags |= SITE_TRIAL;
     emit_jmp(&at, e.p);
     emit_trial(p, &e, site, site_idx(p, site), &cpu->trial[n], n);
     take_code(p, &e);
+}
+
+/* Is there a large page about `page`? An array that has them may begin and end with small ones. */
+static bool large_about(const struct soft_cpu *cpu, unsigned idx, uint64_t page)
+{
+    const uint64_t near = LARGE_SIZE, next = LARGE_SIZE + PAGE_SIZE; /* two, as not each page need be in the TLB */
+    return soft_tlb_large_ram(cpu, idx, page) || soft_tlb_large_ram(cpu, idx, page + near) ||
+           soft_tlb_large_ram(cpu, idx, page - near) || soft_tlb_large_ram(cpu, idx, page + next) ||
+           soft_tlb_large_ram(cpu, idx, page - next);
 }
 
 /* A site that roams in a large page of the guest, as through an array of its own, may be checked against that instead of 4 KiB. Only one that
@@ -340,7 +353,7 @@ static bool try_large(struct soft_cpu *cpu, struct site *site, unsigned n)
     struct soft_private *p = cpu->priv;
     unsigned idx = site_idx(p, site);
     const struct site_slot *slot = (const struct site_slot *)((const uint8_t *)cpu + site->slot);
-    if (site->flags & SITE_WRITE || !soft_tlb_large_ram(cpu, idx, slot->tag)) return false;
+    if (site->flags & SITE_WRITE || !large_about(cpu, idx, slot->tag)) return false;
     if (soft_code_room(p) < 2 * UPGRADE_ROOM) return false;
     uint32_t link = site->flags & SITE_MERGED ? split_link(p, site) : 0;
     if (site->flags & SITE_MERGED && !link) return false;
@@ -357,7 +370,10 @@ static void end_trial(struct soft_cpu *cpu, unsigned n, bool more)
     uint32_t runs = TRIAL_RUNS - t.left;
     cpu->trial[n].site = 0;
     if (t.large) {
-        decide(cpu, site, t.misses * 8 > runs ? ROAMS : ROAMS_LARGE, t.large);
+        /* A stream through pages of either kind misses for long, then hits for long, which the host predicts. */
+        runs = LARGE_RUNS - t.left;
+        bool stays = t.misses * 8 <= runs || (t.misses * 4 <= 3 * runs && t.turns * 16 <= runs);
+        decide(cpu, site, stays ? ROAMS_LARGE : ROAMS, t.large);
         return;
     }
     runs -= t.misses; /* after a miss the check is done again */

@@ -167,10 +167,11 @@ struct site_slot {
 #define LARGE_SIZE (1u << LARGE_SHIFT)
 
 /* Sites under observation (site.c): executions left, misses so far, meta offset of the site (0: free); in the second trial: the slot for a
- * large page, as an offset in struct soft_cpu, and where ranges that cross a page go (meta offset of the link, or 0). */
+ * large page, as an offset in struct soft_cpu, where ranges that cross a page go (meta offset of the link, or 0), misses that came after a
+ * hit, and whether the last execution was one (1 or 0). */
 #define SITE_TRIALS 128u
 struct site_trial {
-    uint32_t left, misses, site, large, link;
+    uint32_t left, misses, site, large, link, turns, hit;
 };
 
 /* Targets of indirect branches, per mmu index: slot = low 16 bits of the target's RIP. */

@@ -140,6 +140,7 @@ struct imap {
 #define SITE_TRIAL 128   /* its executions are being counted */
 #define SITE_HOISTED 256 /* MERGED, and stands before the first instruction it is for */
 #define TRIAL_RUNS 128   /* executions that a trial counts */
+#define LARGE_RUNS 1024  /* and one for a large page: enough to see both kinds of pages in an array that has both */
 #define SITE_HEAT 16     /* misses of a filled slot after which a site is upgraded */
 #define SITE_CHECK_BYTES \
     31u /* from `retry` to behind the check, where s is HVA - GVA, or with HOSTPAGE the host address */
