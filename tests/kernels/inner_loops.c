@@ -251,15 +251,31 @@ static u64 digest(void)
     return h;
 }
 
+/* A check that stands before a loop must not mark a page as written to when no write comes. */
+static void clear_dirty(void)
+{
+    for (u64 va = TEST_VA; va < TEST_VA + PAGES * PAGE; va += PAGE) *pte_of(va, 1) &= ~PTE_D, invlpg(va);
+}
+
+static u64 dirty(void)
+{
+    u64 pages = 0;
+    for (u64 i = 0; i < PAGES; i++) pages |= (u64)((*pte_of(TEST_VA + i * PAGE, 1) & PTE_D) != 0) << i;
+    return pages;
+}
+
 static void go_on(struct frame *f)
 {
     (void)f;
 }
 
+static u64 written; /* pages that run() found written to */
+
 static u64 run(const u8 *code, u64 seed, bool stepped)
 {
     u64 r = seed;
     fill(seed);
+    clear_dirty();
     ctx_kernel(&c, code);
     c.gpr[RSI] = TEST_VA + PAGE + random64(&r) % PAGE;
     c.gpr[RDI] = TEST_VA + PAGE + random64(&r) % (2 * PAGE);
@@ -274,16 +290,19 @@ static u64 run(const u8 *code, u64 seed, bool stepped)
     ctx_run(&c);
     on_vector(DB, NULL);
     c.rflags &= ~FL_TF;
+    written = dirty();
     return digest();
 }
 
 static bool compare(const u8 *code, const char *name, enum layout l, u64 seed)
 {
-    u64 want_memory = run(code, seed, true);
+    u64 want_memory = run(code, seed, true), want_written = written;
     struct ctx want = c;
     for (unsigned again = 0; again < 2; again++) { /* the second time with all caches warm */
         u64 memory = run(code, seed, false);
-        bool ok = CHECK_EQ(c.vector, want.vector) && CHECK_EQ(c.rip, want.rip) && CHECK_EQ(memory, want_memory);
+        /* (A fault between a read and a write of the same address is let pass: docs/design/0002, "What is not precise".) */
+        bool ok = want.vector == GP || CHECK_EQ(written, want_written);
+        ok = ok && CHECK_EQ(c.vector, want.vector) && CHECK_EQ(c.rip, want.rip) && CHECK_EQ(memory, want_memory);
         if (ok && c.vector == PF) ok = CHECK_EQ(c.cr2, want.cr2) && CHECK_EQ(c.error, want.error);
         for (unsigned i = 0; ok && i < 16; i++) ok = CHECK_EQ(c.gpr[i], want.gpr[i]);
         if (!ok) {
@@ -357,6 +376,13 @@ static void copy_address(void)
     case 2: bytes(4, 0x186e8d4d | roll(2) << 29); break; /* lea r13, [r14+24 or 56] */
     default: bytes(2, 0x894c); *at++ = (u8)(0xe8 | to);  /* mov to, r13 */
     }
+}
+
+/* add r14 or r13, step */
+static void move_source(void)
+{
+    bytes(3, roll(2) ? 0xc68349 : 0xc58349);
+    *at++ = (u8)(roll(3) ? 8 : roll(96) - 48);
 }
 
 static void copy_if(void)
@@ -445,10 +471,13 @@ static void program(u64 seed)
         bytes(4, 1 + roll(4));
     }
     u8 *middle = at;
+    if (between && roll(2)) bytes(3, 0xc0854d); /* test r8, r8 */
+    if (between && !roll(3)) move_source();
     for (unsigned inner = 0; inner < 1 + (seed >> 40 & 1); inner++) {
         if (roll(3)) copy_address();
         if (!roll(3)) copy_address();
-        bytes(2, 0xb841); /* mov r8d, rounds */
+        if (!roll(3)) bytes(2, 0xdb31); /* xor ebx, ebx */
+        bytes(2, 0xb841);               /* mov r8d, rounds */
         bytes(4, 1 + roll(roll(4) ? 6 : 40));
         if (!roll(4)) copy_if();
         bool entered = !roll(6); /* in the middle, the first time */
@@ -463,6 +492,7 @@ static void program(u64 seed)
         stretch((unsigned)roll(5));
     }
     if (between) {
+        if (roll(2)) move_source();
         bytes(3, 0xcfff41); /* dec r15d */
         back_to(middle, 0x850f);
     }
