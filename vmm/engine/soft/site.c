@@ -219,7 +219,7 @@ static void emit_trial(struct soft_private *p, struct emitter *e, const struct s
         emit_gs(e, 0, 0xd1, 5, at + (uint32_t)offsetof(struct site_trial, hit));   /* shr dword, 1 */
         emit_gs(e, 0, 0x83, 2, at + (uint32_t)offsetof(struct site_trial, turns)); /* adc dword, */
         e8(e, 0);                                                                  /* 0 */
-        emit_gs(e, 1, 0x03, s, slot); /* the address again */
+        emit_gs(e, 1, 0x03, s, slot);                                              /* the address again */
         emit_lookup(p, e, site, idx, true, t->large, t->link);
     } else {
         emit_to_stub(p, e, site, idx);
