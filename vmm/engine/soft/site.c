@@ -151,10 +151,7 @@ static void emit_fill_large(struct emitter *e, const struct site *site, unsigned
     uint8_t *skip = emit_jcc(e, 4, NULL);
     emit_alu_imm(e, 1, ALU_AND, r[1], ~(LARGE_SIZE - 1));
     emit_store_gs(e, large, r[1]);
-    if (site->flags & SITE_HOSTPAGE)
-        emit_delta(e, 0x03, r[1], idx, r[0]);
-    else
-        emit_delta(e, 0x8b, r[1], idx, r[0]);
+    emit_delta(e, site->flags & SITE_HOSTPAGE ? 0x03 : 0x8b, r[1], idx, r[0]);
     emit_store_gs(e, large + 8, r[1]);
     emit_store_gs32_imm(e, GS(large_filled) + idx * (uint32_t)sizeof(uint32_t), 1);
     patch_rel32(skip, e->p);
@@ -324,12 +321,17 @@ static void decide(struct soft_cpu *cpu, struct site *site, enum verdict verdict
     take_code(p, &e);
 }
 
+static uint32_t trial_runs(const struct site_trial *t)
+{
+    return t->large ? LARGE_RUNS : TRIAL_RUNS;
+}
+
 /* Its executions are counted from now on. */
 static void observe(struct soft_cpu *cpu, struct site *site, unsigned n)
 {
     struct soft_private *p = cpu->priv;
     struct emitter e = {p->code + p->code_used}, at = {p->code + site->retry};
-    cpu->trial[n].left = cpu->trial[n].large ? LARGE_RUNS : TRIAL_RUNS;
+    cpu->trial[n].left = trial_runs(&cpu->trial[n]);
     cpu->trial[n].site = (uint32_t)((uint8_t *)site - p->meta);
     site->flags |= SITE_TRIAL;
     emit_jmp(&at, e.p);
@@ -340,10 +342,10 @@ static void observe(struct soft_cpu *cpu, struct site *site, unsigned n)
 /* Is there a large page about `page`? An array that has them may begin and end with small ones. */
 static bool large_about(const struct soft_cpu *cpu, unsigned idx, uint64_t page)
 {
-    const uint64_t near = LARGE_SIZE, next = LARGE_SIZE + PAGE_SIZE; /* two, as not each page need be in the TLB */
-    return soft_tlb_large_ram(cpu, idx, page) || soft_tlb_large_ram(cpu, idx, page + near) ||
-           soft_tlb_large_ram(cpu, idx, page - near) || soft_tlb_large_ram(cpu, idx, page + next) ||
-           soft_tlb_large_ram(cpu, idx, page - next);
+    static const uint64_t away[] = {0, LARGE_SIZE, LARGE_SIZE + PAGE_SIZE}; /* not each page need be in the TLB */
+    for (unsigned n = 0; n < sizeof away / sizeof *away; n++)
+        if (soft_tlb_large_ram(cpu, idx, page + away[n]) || soft_tlb_large_ram(cpu, idx, page - away[n])) return true;
+    return false;
 }
 
 /* A site that roams in a large page of the guest, as through an array of its own, may be checked against that instead of 4 KiB. Only one that
@@ -367,11 +369,10 @@ static void end_trial(struct soft_cpu *cpu, unsigned n, bool more)
 {
     struct site_trial t = cpu->trial[n];
     struct site *site = meta_ptr(cpu->priv, t.site);
-    uint32_t runs = TRIAL_RUNS - t.left;
+    uint32_t runs = trial_runs(&t) - t.left;
     cpu->trial[n].site = 0;
     if (t.large) {
         /* A stream through pages of either kind misses for long, then hits for long, which the host predicts. */
-        runs = LARGE_RUNS - t.left;
         bool stays = t.misses * 8 <= runs || (t.misses * 4 <= 3 * runs && t.turns * 16 <= runs);
         decide(cpu, site, stays ? ROAMS_LARGE : ROAMS, t.large);
         return;

@@ -405,7 +405,6 @@ enum soft_result soft_walk(struct soft_cpu *cpu, gva_t a, enum soft_access acc, 
  * is no RAM, (for writes) holds translated code, or is watched by a data breakpoint: then *gpa tells where it is and the caller goes through soft_load/soft_store. */
 enum soft_result soft_tlb_lookup(struct soft_cpu *cpu, gva_t a, enum soft_access acc, enum soft_mmu_idx idx,
                                  uint8_t **host, gpa_t *gpa);
-/* May an access that the TLB permits for page `from` go on into `page`, with the same HVA - GVA? Finds out without a walk and changes nothing. */
 /* Is the page in the TLB, to be read, and part of a large page of RAM (TLB_LARGE_RAM)? */
 bool soft_tlb_large_ram(const struct soft_cpu *cpu, unsigned idx, uint64_t page);
 bool soft_tlb_goes_on(struct soft_cpu *cpu, gva_t from, gva_t page, enum soft_access acc);
